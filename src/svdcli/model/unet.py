@@ -1,0 +1,192 @@
+"""The spatio-temporal UNet of Stable Video Diffusion (SVD paper §2, app. D; svd-facts §2.1).
+
+State-dict keys equal those of the published weights in the diffusers layout, key for key. At SVD's configuration it has
+1,524,623,082 parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svdcli.model.attention import Context, SpatioTemporalTransformer
+from svdcli.model.blocks import NUM_GROUPS, Downsample, SpatioTemporalResBlock, Upsample, norm_silu
+from svdcli.model.embedding import EmbeddingMLP, sinusoid
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of the UNet; the field names are the keys of a diffusers `unet/config.json`. Defaults: SVD-XT."""
+
+    in_channels: int = 8
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlockSpatioTemporal",) * 3 + ("DownBlockSpatioTemporal",)
+    up_block_types: tuple[str, ...] = ("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    addition_time_embed_dim: int = 256
+    projection_class_embeddings_input_dim: int = 768
+    layers_per_block: int | tuple[int, ...] = 2
+    cross_attention_dim: int | tuple[int, ...] = 1024
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    num_attention_heads: int | tuple[int, ...] = (5, 10, 20, 20)
+    num_frames: int = 25
+    sample_size: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
+        """From a parsed `config.json`; keys that do not shape the network are left out, lists become tuples."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"_class_name": "UNetSpatioTemporalConditionModel", **asdict(self)}
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.block_out_channels)
+
+    @property
+    def num_vector_ids(self) -> int:
+        """How many scalars (fps, motion bucket, augmentation σ) the vector condition takes."""
+        return self.projection_class_embeddings_input_dim // self.addition_time_embed_dim
+
+    def per_level(self, name: str) -> tuple[int, ...]:
+        """A setting that may be one number for all levels, as one number a level."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * self.num_levels
+
+
+class Level(nn.Module):
+    """Residual blocks of one resolution, each with a transformer behind it where the level attends."""
+
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], sampler: tuple[str, nn.Module] | None) -> None:
+        super().__init__()
+        if attentions:
+            self.attentions = nn.ModuleList(attentions)
+        self.resnets = nn.ModuleList(resnets)
+        if sampler:
+            self.add_module(sampler[0], nn.ModuleList([sampler[1]]))
+
+    def layer(self, index: int, x: Tensor, emb: Tensor, context: Context, num_frames: int) -> Tensor:
+        x = self.resnets[index](x, emb, num_frames)
+        return self.attentions[index](x, context, num_frames) if hasattr(self, "attentions") else x
+
+
+class DownLevel(Level):
+    def forward(self, x: Tensor, emb: Tensor, context: Context, num_frames: int) -> tuple[Tensor, list[Tensor]]:
+        """-> the level's output, and what the way up will want of it."""
+        skips = []
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, emb, context, num_frames)
+            skips.append(x)
+        if hasattr(self, "downsamplers"):
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x, skips
+
+
+class UpLevel(Level):
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context, num_frames: int) -> Tensor:
+        """Takes its skips off the end of the list, the deepest first."""
+        for index in range(len(self.resnets)):
+            x = self.layer(index, torch.cat([x, skips.pop()], dim=1), emb, context, num_frames)
+        if hasattr(self, "upsamplers"):
+            x = self.upsamplers[0](x, tuple(skips[-1].shape[-2:]))
+        return x
+
+
+class MidLevel(Level):
+    def forward(self, x: Tensor, emb: Tensor, context: Context, num_frames: int) -> Tensor:
+        x = self.resnets[0](x, emb, num_frames)
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = resnet(attention(x, context, num_frames), emb, num_frames)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts F of the EDM preconditioning from a noisy clip, its noise level and its conditioning."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        emb_width = 4 * widths[0]
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = EmbeddingMLP(widths[0], emb_width)
+        self.add_embedding = EmbeddingMLP(config.projection_class_embeddings_input_dim, emb_width)
+        self.down_blocks = nn.ModuleList(self._down_level(i, emb_width) for i in range(config.num_levels))
+        self.up_blocks = nn.ModuleList(self._up_level(i, emb_width) for i in reversed(range(config.num_levels)))
+        self.mid_block = self._mid_level(emb_width)
+        self.conv_norm_out = nn.GroupNorm(NUM_GROUPS, widths[0], 1e-5)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def _transformer(self, level: int, num_layers: int | None = None) -> SpatioTemporalTransformer:
+        config = self.config
+        heads, context = config.per_level("num_attention_heads"), config.per_level("cross_attention_dim")
+        depth = num_layers or config.per_level("transformer_layers_per_block")[level]
+        return SpatioTemporalTransformer(config.block_out_channels[level], heads[level], depth, context[level])
+
+    def _down_level(self, level: int, emb_width: int) -> DownLevel:
+        config, widths = self.config, self.config.block_out_channels
+        attends = config.down_block_types[level].startswith("CrossAttn")
+        num_layers = config.per_level("layers_per_block")[level]
+        inputs = [widths[max(level - 1, 0)]] + [widths[level]] * (num_layers - 1)
+        resnets = [
+            SpatioTemporalResBlock(width, widths[level], emb_width, eps=1e-6 if attends else 1e-5) for width in inputs
+        ]
+        attentions = [self._transformer(level) for _ in resnets] if attends else []
+        sampler = ("downsamplers", Downsample(widths[level])) if level < config.num_levels - 1 else None
+        return DownLevel(resnets, attentions, sampler)
+
+    def _up_level(self, level: int, emb_width: int) -> UpLevel:
+        config, widths = self.config, self.config.block_out_channels
+        attends = config.up_block_types[config.num_levels - 1 - level].startswith("CrossAttn")
+        num_layers = config.per_level("layers_per_block")[level] + 1
+        below = widths[min(level + 1, config.num_levels - 1)]
+        inputs = [below] + [widths[level]] * (num_layers - 1)
+        skips = [widths[level]] * (num_layers - 1) + [widths[max(level - 1, 0)]]
+        resnets = [
+            SpatioTemporalResBlock(width + skip, widths[level], emb_width, eps=1e-6)
+            for width, skip in zip(inputs, skips, strict=True)
+        ]
+        attentions = [self._transformer(level) for _ in resnets] if attends else []
+        sampler = ("upsamplers", Upsample(widths[level])) if level > 0 else None
+        return UpLevel(resnets, attentions, sampler)
+
+    def _mid_level(self, emb_width: int) -> MidLevel:
+        width = self.config.block_out_channels[-1]
+        resnets = [SpatioTemporalResBlock(width, width, emb_width, eps=1e-5) for _ in range(2)]
+        return MidLevel(resnets, [self._transformer(-1)], None)
+
+    def embed(self, c_noise: Tensor, vector_ids: Tensor, dtype: torch.dtype) -> Tensor:
+        """Noise level (B,) and ids (B, K) -> the embedding that shifts every block (B, D), its SiLU already taken."""
+        config = self.config
+        if vector_ids.shape[1] != config.num_vector_ids:
+            raise ValueError(f"the network takes {config.num_vector_ids} vector ids, not {vector_ids.shape[1]}")
+        emb = self.time_embedding(sinusoid(c_noise, config.block_out_channels[0]).to(dtype))
+        ids = sinusoid(vector_ids, config.addition_time_embed_dim).flatten(1).to(dtype)
+        return nn.functional.silu(emb + self.add_embedding(ids))
+
+    def forward(self, x: Tensor, c_noise: Tensor, context: Tensor | Context, vector_ids: Tensor) -> Tensor:
+        """Predict F (B, T, C_out, h, w), of x's dtype.
+
+        x: (B, T, C_in, h, w), scaled noisy latents with the concat latents behind them. c_noise: (B,), ¼ ln σ. context: (B, N, D)
+        or a `Context`, which keeps the one-token vectors from step to step. vector_ids: (B, K), fps id, motion bucket,
+        augmentation σ in this order. Raises ValueError where the number of ids is not the network's.
+        """
+        batch, num_frames = x.shape[:2]
+        emb = self.embed(c_noise, vector_ids, x.dtype)
+        context = context if isinstance(context, Context) else Context(context)
+        h = self.conv_in(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for level in self.down_blocks:
+            h, outputs = level(h, emb, context, num_frames)
+            skips += outputs
+        h = self.mid_block(h, emb, context, num_frames)
+        for level in self.up_blocks:
+            h = level(h, skips, emb, context, num_frames)
+        h = self.conv_out(norm_silu(self.conv_norm_out, h))
+        return h.unflatten(0, (batch, num_frames))
