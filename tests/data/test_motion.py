@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from svdcli.data.motion import BUCKETS, MotionCalibration, motion_score
 from svdcli.errors import InputError, UsageError
 

@@ -1,0 +1,135 @@
+"""Distances between two sets of videos in a feature space: Fréchet (FVD) and kernel (KID-style).
+
+Fréchet distance is what papers report, but with few samples it is biased upwards, by an amount that depends
+on the number of samples and on the model: with fewer samples than feature dimensions both covariances are
+singular, and two halves of the *same* set are far apart. Compare only sets of the same size, and quote that
+size. The kernel distance is unbiased at any size (so it may be slightly negative); with fewer than some
+thousand clips trust it more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from svdcli.errors import InputError
+from svdcli.evaluate.i3d import I3D, SIDE
+
+Array = npt.NDArray[np.float64]
+
+
+def video_features(
+    network: I3D,
+    clips: Iterable[npt.NDArray[np.uint8]],
+    batch_size: int = 4,
+    layer: Literal["logits", "pooled"] = "logits",
+) -> Array:
+    """Clips, uint8 RGB (T, H, W, 3) of one T -> features (N, 400) of the logits or (N, 1024) of the pooling.
+
+    Every frame is resized to 224x224 (bilinear, antialiased), its aspect not kept. FVD is defined on the
+    logits (Unterthiner et al. 2018, 1812.01717). Clips may be a generator: only `batch_size` of them are
+    held. Raises InputError where there are no clips, or they differ in length or type.
+    """
+    device = next(network.parameters()).device
+    found, num_frames = [], None
+    for batch in _batches(clips, batch_size):
+        for clip in batch:
+            if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8:
+                message = f"A clip must be uint8 (T, H, W, 3), not {clip.dtype} {clip.shape}."
+                raise InputError(message, "Read it with svdcli.io.video.read_video.")
+            num_frames = num_frames or len(clip)
+            if len(clip) != num_frames:
+                message = f"The clips differ in length: {num_frames} and {len(clip)} frames."
+                raise InputError(message, "Cut all clips of both sets to the same number of frames.")
+        pixels = torch.stack([_pixels(clip) for clip in batch])
+        found.append(getattr(network(pixels.to(device)), layer).double().cpu().numpy())
+    if not found:
+        raise InputError("There are no clips to measure.", "Give at least two videos.")
+    return np.concatenate(found)
+
+
+def _batches(clips: Iterable[npt.NDArray[np.uint8]], size: int) -> Iterator[list[npt.NDArray[np.uint8]]]:
+    rest = iter(clips)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _pixels(clip: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 (T, H, W, 3) -> float32 (3, T, 224, 224) in [-1, 1]."""
+    frames = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float()
+    frames = functional.interpolate(
+        frames, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
+    )
+    return (frames / 127.5 - 1).permute(1, 0, 2, 3)
+
+
+def frechet_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Features (N, D) and (M, D), N and M at least 2 -> squared Fréchet distance of their Gaussians.
+
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Heusel et al. 2017 (1706.08500), in float64. See the
+    module's docstring for its bias. Raises InputError for sets that cannot be compared.
+    """
+    a, b = _feature_sets(a, b)
+    return gaussian_frechet_distance(a.mean(0), _covariance(a), b.mean(0), _covariance(b))
+
+
+def gaussian_frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
+    """Means (D,) and covariances (D, D) of two Gaussians -> their squared Fréchet (2-Wasserstein) distance.
+
+    tr (S_a S_b)^(1/2) is the sum of the singular values of S_a^(1/2) S_b^(1/2) (the square roots of the
+    eigenvalues of S_a^(1/2) S_b S_a^(1/2)). Both roots are of symmetric matrices, so singular covariances
+    need no offset on the diagonal, nothing becomes complex, and no rounding error has its own root taken.
+    """
+    product = _symmetric_root(cov_a) @ _symmetric_root(cov_b)
+    overlap = float(np.linalg.svd(product, compute_uv=False).sum())
+    shift = np.asarray(mean_a, float) - np.asarray(mean_b, float)
+    return max(0.0, float(shift @ shift + np.trace(cov_a) + np.trace(cov_b)) - 2 * overlap)
+
+
+def kernel_distance(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
+    """Features (N, D) and (M, D), N and M at least 2 -> squared maximum mean discrepancy, unbiased.
+
+    The kernel is (x.y / D + 1)^3, as in KID (Bińkowski et al. 2018, 1801.01401). Its expectation does not
+    depend on N and M, and is 0 for equal distributions, so single results may lie a little below 0.
+    """
+    a, b = _feature_sets(a, b)
+    within = _mean_off_diagonal(_kernel(a, a)) + _mean_off_diagonal(_kernel(b, b))
+    return float(within - 2 * _kernel(a, b).mean())
+
+
+def _feature_sets(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[Array, Array]:
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
+        message = f"Features must be (N, D) with one D, not {first.shape} and {second.shape}."
+        raise InputError(message, "Take both sets from the same layer of the same network.")
+    if min(len(first), len(second)) < 2:
+        message = f"A distance between sets needs two clips in each, not {len(first)} and {len(second)}."
+        raise InputError(message, "Give more videos; hundreds, if the number is to mean something.")
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise InputError("A feature is not a finite number.", "Look for broken clips or weights.")
+    return first, second
+
+
+def _covariance(features: Array) -> Array:
+    centred = features - features.mean(0)
+    return np.asarray(centred.T @ centred / (len(features) - 1), dtype=np.float64)
+
+
+def _symmetric_root(matrix: npt.ArrayLike) -> Array:
+    values, vectors = np.linalg.eigh(np.asarray(matrix, dtype=np.float64))
+    return np.asarray((vectors * np.sqrt(values.clip(min=0))) @ vectors.T, dtype=np.float64)
+
+
+def _kernel(a: Array, b: Array) -> Array:
+    return np.asarray((a @ b.T / a.shape[1] + 1) ** 3, dtype=np.float64)
+
+
+def _mean_off_diagonal(square: Array) -> float:
+    n = len(square)
+    return float((square.sum() - np.trace(square)) / (n * (n - 1)))
