@@ -1,8 +1,8 @@
 """Classifier-free guidance with one scale per frame.
 
 D^w = D(empty) + w (D(c) - D(empty)) (SVD eq. 4, rearranged): w = 1 is the conditional prediction, more
-follows the condition harder. SVD raises w along the clip, away from the conditioning frame (app. D.4.1); SV3D raises
-it to the back of the orbit and lowers it again, because both ends are the conditioning view.
+follows the condition harder. SVD raises w along the clip, away from the conditioning frame (app. D.4.1); SV3D
+raises it to the back of the orbit and lowers it again, because both ends are the conditioning view.
 """
 
 from __future__ import annotations
@@ -48,22 +48,23 @@ def linear(lo: float, hi: float, num_frames: int) -> Guidance:
 
 
 def triangular(lo: float, hi: float, num_frames: int) -> Guidance:
-    """From `lo` up to `hi` in the middle and back (SV3D: 1.0, 2.5); an even clip steps over the peak itself."""
+    """From `lo` up to `hi` in the middle and back (SV3D: 1.0, 2.5); an even T steps over the peak itself."""
     ramp = torch.linspace(-1, 1, _frames(num_frames), dtype=torch.float64)
     return _spread(lo, hi, 1 - ramp.abs())
 
 
 def parse_guidance(text: str, num_frames: int) -> Guidance:
     """A scale "2.0", a line "1.0:2.5" or "triangle:1.0:2.5"; UsageError for anything else."""
-    kind, _, rest = text.strip().rpartition("triangle:")
+    body = text.strip().removeprefix("triangle:")
+    is_triangle = body != text.strip()
     try:
-        values = [float(part) for part in rest.split(":")]
+        values = [float(part) for part in body.split(":")]
     except ValueError:
         values = []
-    if kind or len(values) not in (1, 2) or ("triangle" in text and len(values) != 2):
+    if len(values) != 2 and (is_triangle or len(values) != 1):
         raise UsageError(f"guidance {text!r} cannot be read.", _HINT)
-    lo, hi = values[0], values[-1]
-    return triangular(lo, hi, num_frames) if "triangle" in text else linear(lo, hi, num_frames)
+    shape = triangular if is_triangle else linear
+    return shape(values[0], values[-1], num_frames)
 
 
 def guide(

@@ -2,7 +2,7 @@
 
 As the papers write it (EDM eq. 2; SVD app. D.2) the loss is lambda(sigma) |D(x0 + sigma n; sigma) - x0|^2
 with lambda = (1 + sigma^2) / sigma^2. Evaluated so, it divides the difference of two nearly equal latents by
-sigma^2: at sigma = 0.002 the rounding error of float32 grows by 250,000. But lambda(sigma) c_out(sigma)^2 = 1,
+sigma^2: at sigma = 0.002 float32 rounding grows by 250,000. But lambda(sigma) c_out(sigma)^2 = 1,
 so with D = c_skip x + c_out F the very same number is |F - v|^2, v = (n - sigma x0) / sqrt(1 + sigma^2) (EDM
 eq. 8 in the v form): no division, no cancellation, a unit weight. That is what is computed here.
 """
