@@ -132,6 +132,15 @@ def test_stochastic_steps_keep_the_marginal_variance(run):
     assert seen[3] == 0
 
 
+@pytest.mark.parametrize(("eta", "sigma_up"), [(1.0, 4.8), (0.5, 2.4), (9.0, 6.0)])
+def test_ancestral_noise_has_the_strength_of_the_posterior(eta, sigma_up):
+    source = NoiseSource([0], SHAPE)
+    seen = []
+    x = torch.zeros(1, *SHAPE)
+    euler_ancestral(point, x, custom([10.0, 6.0]), noise=source, on_step=seen.append, eta=eta)
+    torch.testing.assert_close(seen[0].x, sigma_up * source.stream("step").draw())
+
+
 def test_churn_really_replaces_noise_and_only_within_its_range():
     source = NoiseSource([0], SHAPE)
     sigmas = custom([10.0, 6.0, 3.0, 1.0])
