@@ -1,4 +1,4 @@
-"""Checks of the project. `nox` runs lint, types and tests; `nox -s bench` and `nox -s gpu` are asked for by name."""
+"""Checks of the project: `nox` runs lint, types and tests; `nox -s bench` and `nox -s gpu` on request."""
 
 from __future__ import annotations
 
