@@ -27,7 +27,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty hub cache."""
     folder = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setenv("HF_HUB_CACHE", str(folder))
     return folder
 
 
@@ -46,7 +46,7 @@ def test_human_report(run: Run, cache: Path) -> None:
     assert code == 0, stderr
     sections = [line for line in stdout.splitlines() if not line.startswith(" ")]
     assert sections == ["machine", "parts", "optional", "devices", "codecs", "bundles", "hub"]
-    assert "embedded, 3.0 KiB" in stdout
+    assert "nano        3.0 KiB, ships with svd" in stdout
     assert "broken" not in stdout
     assert stderr.splitlines()[-1].startswith("next: svd sample")
 
@@ -66,17 +66,15 @@ def test_json_report_has_facts(run: Run, cache: Path) -> None:
 
 
 def test_a_cached_bundle_is_found(run: Run, cache: Path) -> None:
-    revision = "0" * 40
-    folder = cache / "models--stabilityai--stable-video-diffusion-img2vid-xt"
-    weights = folder / "snapshots" / revision / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(bytes(2048))
-    (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text(revision)
+    snapshot = cache / "models--stabilityai--stable-video-diffusion-img2vid-xt" / "snapshots" / ("0" * 40)
+    for part in ("unet", "vae", "image_encoder"):
+        (snapshot / part).mkdir(parents=True)
+        (snapshot / part / "model.safetensors").write_bytes(bytes(1000))
+    (snapshot / "model_index.json").write_text("{}")
     bundles = json.loads(run("--json")[1])["bundles"]
     assert bundles["svd-xt"]["state"] == "ok"
-    assert bundles["svd-xt"]["path"] == str(folder)
-    assert bundles["svd-xt"]["size_bytes"] == 2048
+    assert bundles["svd-xt"]["path"] == str(snapshot)
+    assert bundles["svd-xt"]["size_bytes"] == 3002
     assert bundles["svd"]["state"] == "missing"
 
 

@@ -18,7 +18,7 @@ import typer
 
 from svdcli import __version__
 from svdcli.cli.console import human_size, out, table
-from svdcli.errors import MachineError, SvdError
+from svdcli.errors import MachineError
 
 State = Literal["ok", "missing", "broken"]
 
@@ -76,11 +76,6 @@ DECODERS = (
     ("vp9", "webm", False),
     ("libdav1d", "AV1", False),
 )
-HUB_BUNDLES = {
-    "svd-xt-1.1": "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
-    "svd-xt": "stabilityai/stable-video-diffusion-img2vid-xt",
-    "svd": "stabilityai/stable-video-diffusion-img2vid",
-}
 
 
 def register(app: typer.Typer) -> None:
@@ -121,6 +116,8 @@ def _lines(findings: list[Finding]) -> Iterator[str]:
 def _machine() -> Iterator[Finding]:
     import psutil
 
+    from svdcli.model import hub
+
     section = "machine"
     system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     yield Finding(section, "svd", f"{__version__}, {system}", facts={"python": platform.python_version()})
@@ -130,7 +127,7 @@ def _machine() -> Iterator[Finding]:
     total, free = _within_container(memory.total, memory.available)
     facts = {"total_bytes": total, "free_bytes": free}
     yield Finding(section, "memory", f"{human_size(free)} free of {human_size(total)}", facts=facts)
-    for name, folder in (("cache disk", _hub_cache()), ("work disk", Path.cwd())):
+    for name, folder in (("cache disk", hub.cache_folder()), ("work disk", Path.cwd())):
         yield _disk(section, name, folder)
 
 
@@ -257,53 +254,21 @@ def _codecs() -> Iterator[Finding]:
 
 
 def _bundles() -> Iterator[Finding]:
-    from svdcli.shipped import shipped_path
+    from svdcli.model import hub
 
     section = "bundles"
-    try:
-        nano = shipped_path("assets", "nano")
-    except SvdError as error:
-        yield Finding(section, "nano", error.message, "broken", error.hint)
-    else:
-        size = sum(path.stat().st_size for path in nano.rglob("*") if path.is_file())
-        facts = {"path": str(nano), "size_bytes": size}
-        yield Finding(section, "nano", f"embedded, {human_size(size)}", facts=facts)
-    cached = _cached_repos()
-    for name, repo in HUB_BUNDLES.items():
-        if repo in cached:
-            path, size = cached[repo]
-            facts = {"repo": repo, "path": path, "size_bytes": size}
-            yield Finding(section, name, f"{human_size(size)} at {path}", facts=facts)
+    here = {found.name: found for found in hub.available()}
+    for name in dict.fromkeys((*hub.BEST, *here)):
+        if name in here:
+            path = here[name].path
+            size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+            facts = {"path": str(path), "where": here[name].where, "size_bytes": size}
+            yield Finding(section, name, f"{human_size(size)}, {here[name].where}: {path}", facts=facts)
+        elif name == hub.NANO:
+            hint = "install svd again from a complete checkout: pip install --force-reinstall --no-deps ."
+            yield Finding(section, name, "this installation lacks the embedded bundle", "broken", hint)
         else:
-            yield Finding(
-                section, name, "not in the hub cache", "missing", f"svd models pull {name}", {"repo": repo}
-            )
-
-
-def _cached_repos() -> dict[str, tuple[str, int]]:
-    """Repository id -> (folder, bytes) of what the hub cache holds with a network in it."""
-    try:
-        from huggingface_hub import CacheNotFound, scan_cache_dir
-    except ImportError:  # said under "parts"
-        return {}
-    try:
-        repos = scan_cache_dir(_hub_cache()).repos
-    except CacheNotFound:
-        return {}
-    held = {}
-    for repo in repos:
-        files = [file.file_name for revision in repo.revisions for file in revision.files]
-        if repo.repo_type == "model" and any(name.endswith(".safetensors") for name in files):
-            held[repo.repo_id] = (str(repo.repo_path), repo.size_on_disk)
-    return held
-
-
-def _hub_cache() -> Path:
-    try:
-        from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError:
-        return Path.home() / ".cache" / "huggingface" / "hub"
-    return Path(HF_HUB_CACHE)
+            yield Finding(section, name, "not on this machine", "missing", f"svd models pull {name}")
 
 
 def _hub() -> Iterator[Finding]:
