@@ -1,0 +1,52 @@
+"""Latents on disk, saved before they are decoded, so that a failed decode costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from svdcli.errors import InputError
+from svdcli.io.files import atomic_path, require_file
+
+_KEY = "latents"
+
+
+def save_latents(path: str | Path, latents: Tensor, metadata: Mapping[str, str]) -> None:
+    """Latents (T, C, h, w), any dtype and device -> a safetensors file with `metadata`, written atomically.
+
+    Raises as `atomic_path` does: the bytes are written by Python, because the library's own writer reports
+    a full disk as an error of its own.
+    """
+    if latents.ndim != 4:
+        raise ValueError(f"latents must be (T, C, h, w), not {tuple(latents.shape)}")
+    content = safetensors.torch.save({_KEY: latents.detach().cpu().contiguous()}, metadata=dict(metadata))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def load_latents(path: str | Path) -> tuple[Tensor, dict[str, str]]:
+    """(latents (T, C, h, w) on the CPU in the saved dtype, metadata). Raises InputError."""
+    file = require_file(path, "latents file")
+    hint = "Give the .safetensors file that `svd sample` saved before decoding."
+    try:
+        with safetensors.safe_open(file, framework="pt") as stored:
+            if _KEY not in stored.keys():  # noqa: SIM118 - not a dict
+                raise InputError(f"{file} holds no latents, only {_named(stored.keys())}.", hint)
+            latents = stored.get_tensor(
+                _KEY
+            ).clone()  # the file may be replaced while we still hold the tensor
+            metadata = dict(stored.metadata() or {})
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{file} is not a safetensors file, or is truncated or damaged.", hint) from error
+    if latents.ndim != 4 or not latents.is_floating_point():
+        raise InputError(f"The latents in {file} are {tuple(latents.shape)}, not (T, C, h, w) numbers.", hint)
+    return latents, metadata
+
+
+def _named(keys: list[str]) -> str:
+    shown = ", ".join(sorted(keys)[:3])
+    return (shown + (", ..." if len(keys) > 3 else "")) or "nothing"
