@@ -8,7 +8,6 @@ import nox
 
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_existing_virtualenvs = True
-nox.options.error_on_missing_interpreters = False
 
 PINS = ("-c", "constraints.txt")  # the set that the tests are known to pass with
 BENCHMARKS = Path("tests/benchmarks")
