@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Set before torch or the hub are imported, as both read these only then; subprocesses inherit them."""
-    parallel = config.getoption("numprocesses", default=None)  # pytest-xdist's -n; its workers inherit the rest
+    parallel = config.getoption(
+        "numprocesses", default=None
+    )  # -n of pytest-xdist, whose workers inherit this
     os.environ.setdefault("OMP_NUM_THREADS", "1" if parallel else "2")
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="svd-test-hub-")
     for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "NO_COLOR", "FORCE_COLOR"):
