@@ -145,7 +145,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    """0.3 s on an idle machine. Processor time is held, as on a busy machine wall time measures the neighbours."""
+    """0.3 s on an idle machine. Processor time is held: on a busy machine wall time measures the others."""
     times = []
     for _ in range(5):
         before = os.times()

@@ -126,6 +126,23 @@ def test_a_broken_needed_part_fails_with_the_machine_code(
     assert code == 5 and json.loads(stdout)["ok"] is False
 
 
+def test_it_examines_a_machine_that_lacks_what_it_uses_itself(
+    run: Run, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("psutil", "torch", "av", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if not installed
+    code, stdout, stderr = run("--json")
+    report = json.loads(stdout)
+    assert code == 5
+    assert {name for name, part in report["parts"].items() if part["state"] == "broken"} >= {
+        "psutil",
+        "torch",
+        "av",
+    }
+    assert "memory" not in report["machine"] and "devices" not in report
+    assert stderr.startswith("error: svd cannot work on this machine yet: torch")
+
+
 def test_a_missing_encoder(run: Run, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "ENCODERS", (("libnone", "mp4", True),))
     code, stdout, _ = run()

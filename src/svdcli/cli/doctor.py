@@ -55,6 +55,7 @@ NEEDED = (
     Part("pydantic", "pydantic", "recipes"),
     Part("av", "av", "video reading and writing"),
     Part("PIL", "pillow", "pictures"),
+    Part("psutil", "psutil", "free memory"),
     Part("cv2", "opencv-python-headless", "optical flow"),
     Part("decord", "decord2", "video reading in training"),
 )
@@ -114,8 +115,6 @@ def _lines(findings: list[Finding]) -> Iterator[str]:
 
 
 def _machine() -> Iterator[Finding]:
-    import psutil
-
     from svdcli.model import hub
 
     section = "machine"
@@ -123,12 +122,20 @@ def _machine() -> Iterator[Finding]:
     yield Finding(section, "svd", f"{__version__}, {system}", facts={"python": platform.python_version()})
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Finding(section, "cpu", f"{cores} cores", facts={"cores": cores})
+    yield from _memory(section)
+    for name, folder in (("cache disk", hub.cache_folder()), ("work disk", Path.cwd())):
+        yield _disk(section, name, folder)
+
+
+def _memory(section: str) -> Iterator[Finding]:
+    try:
+        import psutil
+    except ImportError:  # said under "parts"
+        return
     memory = psutil.virtual_memory()
     total, free = _within_container(memory.total, memory.available)
     facts = {"total_bytes": total, "free_bytes": free}
     yield Finding(section, "memory", f"{human_size(free)} free of {human_size(total)}", facts=facts)
-    for name, folder in (("cache disk", hub.cache_folder()), ("work disk", Path.cwd())):
-        yield _disk(section, name, folder)
 
 
 def _within_container(total: int, free: int) -> tuple[int, int]:
