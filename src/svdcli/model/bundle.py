@@ -1,0 +1,352 @@
+"""A model on disk and in memory: a diffusers pipeline folder with our `svd.json`, or one single file.
+
+What it is: the one place that opens and builds bundles. What it is not: it writes none (`saving`), finds none
+(`hub`), and decides nothing about devices or memory (`engine`).
+
+    files = open_bundle("svd-xt")                       # headers and configurations only
+    files.weights("unet").tensors("down_blocks.0")      # one block, mapped: what a streaming executor fetches
+    vae = files.part("vae", torch.float32)              # one part, built
+    bundle = Bundle.load("svd-xt", torch.float16)       # all of it
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from svdcli.errors import InputError
+from svdcli.model import hub, implied, layouts
+from svdcli.model.hub import PARTS
+from svdcli.model.settings import SETTINGS, Settings
+from svdcli.model.unet import UNet, UNetConfig
+from svdcli.model.vae import VAE, VAEConfig
+from svdcli.model.weights import MappedWeights, load_module, refuse_pickle, some
+
+METADATA = "svdcli"
+"""Key of a single file's metadata under which our configurations and settings travel; other tools ignore
+it.
+"""
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
+PREFIXES = {"unet": (layouts.UNET,), "vae": (layouts.FIRST_STAGE,), "image_encoder": (layouts.IMAGE_TOWER,)}
+TASKS = {
+    "i2v": "an image-to-video model",
+    "t2v": "a text-to-video model",
+    "image": "an image model",
+    "multiview": "a multi-view model (SV3D)",
+    "interp": "an interpolation model",
+    "": "no diffusion model that svd knows",
+}
+
+
+# ---- on disk
+# -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BundleFiles:
+    """A bundle on disk, opened: what it is and where its weights lie. Nothing of it is in memory."""
+
+    name: str
+    path: Path
+    layout: str
+    """"diffusers" (a folder) or "single" (one file)."""
+    settings: Settings
+    configs: dict[str, dict[str, Any]]
+    """Parsed configuration by part; "scheduler" and "feature_extractor" too, where they are there."""
+    notes: tuple[str, ...] = ()
+    single: MappedWeights | None = field(default=None, repr=False)
+
+    @property
+    def task(self) -> str:
+        return self.settings.task
+
+    def require_task(self, task: str) -> None:
+        """Raise InputError, in one sentence, unless the bundle is of this task."""
+        if self.task == task:
+            return
+        what = TASKS.get(self.task, f"a model of the task {self.task}")
+        if self.task == "multiview":
+            raise InputError(
+                f"{self.name} is {what}, which this version recognises but does not load.",
+                "Use svd or svd-xt.",
+            )
+        raise InputError(
+            f"{self.name} is {what}, not {TASKS.get(task, task)}.",
+            "Give an SVD bundle; `svd models list` shows those on this machine.",
+        )
+
+    def build(self, part: str) -> nn.Module:
+        """The part's module on the meta device: names and shapes, no memory."""
+        try:
+            with torch.device("meta"):
+                return _module(part, self.configs[part])
+        except KeyError as error:
+            raise InputError(f"{self.name} has no {part}.", "Fetch the whole pipeline again.") from error
+        except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
+            raise InputError(
+                f"The {part} configuration of {self.name} is wrong: {error}.", "Fetch it again."
+            ) from error
+
+    def weights(self, part: str, dtype: torch.dtype | None = None) -> MappedWeights:
+        """The part's tensors under our names, read lazily. Of several precisions on disk, the one nearest to
+        `dtype`.
+        """
+        if self.single is None:
+            paths = find_weights(self.path / part, STEMS[part], dtype)
+            found = MappedWeights(paths)
+            return found.arranged({n: s for n, s in found.layout.items() if not n.endswith(".position_ids")})
+        shapes = {name: tuple(t.shape) for name, t in self.build(part).state_dict().items()}
+        stored = self.single.stored
+        if part == "unet":
+            layout = layouts.unet_sources(self.configs[part], shapes)
+        elif part == "vae":
+            layout = layouts.vae_sources(self.configs[part], shapes, stored)
+        else:
+            layout = layouts.tower_sources(self.configs[part], shapes)
+        return self.single.arranged(layout)
+
+    def part(
+        self, part: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> nn.Module:
+        """Build one part with its weights, in eval mode. `dtype` None keeps the stored one.
+
+        Raises InputError that names missing, extra or mis-shaped keys.
+        """
+        weights = self.weights(part, dtype)
+        if self.single is not None:
+            self._refuse_extra(part, weights)
+        module = self.build(part)
+        load_module(module, weights, f"the {part} of {self.name}", dtype, device)
+        return _finish(part, module, device).eval()
+
+    def _refuse_extra(self, part: str, weights: MappedWeights) -> None:
+        here = [key for key in weights.stored if key.startswith(PREFIXES[part])]
+        extra = layouts.leftover(here, [weights.layout])
+        if extra:
+            raise InputError(
+                f"{self.path.name} holds {len(extra)} tensors of the {part} that its shape does not explain: "
+                f"{some(extra)}.",
+                "It is of another architecture, or was changed by a tool that svd does not know.",
+            )
+
+    def paths(self) -> list[Path]:
+        """Every file of the bundle."""
+        return [self.path] if self.path.is_file() else sorted(p for p in self.path.rglob("*") if p.is_file())
+
+
+def open_bundle(ref: str | Path | None = None) -> BundleFiles:
+    """Open a bundle by known name, path or hub id; None is the best one on this machine. Reads headers only.
+
+    Raises InputError: not here, a pickle, damaged, no pipeline.
+    """
+    found = hub.best() if ref is None else hub.find(ref)
+    if found.path.is_dir():
+        return _open_folder(found.name, found.path)
+    if found.path.name == hub.INDEX:
+        return _open_folder(found.path.resolve().parent.name, found.path.parent)
+    return _open_single(found.name, found.path)
+
+
+def _open_folder(name: str, path: Path) -> BundleFiles:
+    if not (path / hub.INDEX).is_file():
+        singles = sorted(path.glob("*.safetensors"))
+        hint = f"its files, such as {singles[0]}" if singles else "the folder that holds it"
+        raise InputError(f"{path} is not a bundle: it has no {hub.INDEX}.", f"Give {hint}.")
+    index = _read_json(path / hub.INDEX)
+    configs = {part: _read_json(file) for part in PARTS if (file := path / part / "config.json").is_file()}
+    for part, file in (
+        ("scheduler", "scheduler_config.json"),
+        ("feature_extractor", "preprocessor_config.json"),
+    ):
+        if (path / part / file).is_file():
+            configs[part] = _read_json(path / part / file)
+    try:
+        num_frames = int(configs.get("unet", {}).get("num_frames") or 25)
+        settings = replace(Settings.default(num_frames), task=_task(index, configs))
+    except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise InputError(
+            f"The configuration of {name} is wrong: {error}.", "Fetch the bundle again."
+        ) from error
+    if (path / SETTINGS).is_file():
+        settings = Settings.from_dict(_read_json(path / SETTINGS), settings)
+    files = BundleFiles(name, path, "diffusers", settings, configs)
+    if files.task == "i2v":
+        for part in PARTS:
+            if part not in configs:
+                raise InputError(
+                    f"{name} has no {part}/config.json.", f"Fetch the whole pipeline again, with its {part}."
+                )
+    return files
+
+
+def _task(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> str:
+    unet = configs.get("unet", {})
+    kind = str(unet.get("_class_name") or (index.get("unet") or ["", ""])[-1] or "")
+    if kind != "UNetSpatioTemporalConditionModel":
+        return "image" if "UNet2D" in kind else "t2v" if "UNet3D" in kind or "Motion" in kind else ""
+    config = UNetConfig.from_dict(dict(unet))
+    if config.num_vector_ids in (1, 5):
+        return "multiview"
+    return "i2v" if "image_encoder" in index and config.in_channels == 2 * config.out_channels else "t2v"
+
+
+def _open_single(name: str, path: Path) -> BundleFiles:
+    refuse_pickle(path)
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"{path.name} is no weights file: bundles are folders or .safetensors files.",
+            "See `svd models list`.",
+        )
+    mapped = MappedWeights(path)
+    shapes = {key: stored.shape for key, stored in mapped.stored.items()}
+    task = implied.task_of(shapes)
+    if task != "i2v":
+        return BundleFiles(name, path, "single", Settings(task=task), {}, single=mapped)
+    notes = []
+    if layouts.is_image_decoder(shapes):
+        notes.append("its decoder works frame by frame; the temporal layers that svd gives it change nothing")
+    if METADATA in mapped.metadata:
+        saved = _parse(mapped.metadata[METADATA], path)
+        settings = Settings.from_dict(saved.get("settings", {}), Settings())
+        return BundleFiles(name, path, "single", settings, saved.get("configs", {}), tuple(notes), mapped)
+    num_frames = 14 if path.stem.lower() in ("svd", "svd_image_decoder") else 25
+    configs = {
+        "unet": {**implied.unet_config(shapes), "num_frames": num_frames},
+        "vae": implied.vae_config(shapes),
+        "image_encoder": implied.tower_config(shapes),
+    }
+    return BundleFiles(name, path, "single", Settings.default(num_frames), configs, tuple(notes), mapped)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read.", "Fetch the bundle again.") from error
+    return _parse(text, path)
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged: its JSON does not parse ({error}).", "Fetch the bundle again."
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged: it is not a JSON object.", "Fetch the bundle again.")
+    return value
+
+
+def find_weights(folder: Path, stem: str, dtype: torch.dtype | None = None) -> list[Path]:
+    """The weight files of one part: whole or in shards, and of several precisions the one nearest to `dtype`.
+
+    Raises InputError where there is none, only a pickle, or a shard is missing.
+    """
+    half = {torch.float16: ["fp16"], torch.bfloat16: ["bf16"]}.get(dtype, [])  # type: ignore[call-overload]
+    for variant in [*half, "", "fp16", "bf16"]:
+        dot = f".{variant}" if variant else ""
+        if (file := folder / f"{stem}{dot}.safetensors").is_file():
+            return [file]
+        for index in (
+            folder / f"{stem}.safetensors.index{dot}.json",
+            folder / f"{stem}{dot}.safetensors.index.json",
+        ):
+            if index.is_file():
+                return _shards(index)
+    if pickles := sorted(folder.glob("*.bin")):
+        refuse_pickle(pickles[0])
+    raise InputError(
+        f"{folder} holds no weights ({stem}.safetensors).", "Fetch the bundle again with `svd models pull`."
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    names = set(map(str, _read_json(index).get("weight_map", {}).values()))
+    shards = [index.parent / Path(name).name for name in sorted(names)]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing or not shards:
+        raise InputError(
+            f"{index.parent} lacks {len(missing)} of its shards: {some(missing)}.", "Fetch the bundle again."
+        )
+    return shards
+
+
+def _module(part: str, config: Mapping[str, Any]) -> nn.Module:
+    if part == "unet":
+        return UNet(UNetConfig.from_dict(dict(config)))
+    if part == "vae":
+        return VAE(VAEConfig.from_dict(dict(config)))
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(dict(config)))
+
+
+def _finish(part: str, module: nn.Module, device: torch.device | str) -> nn.Module:
+    """Fill buffers that are not saved and so are still without memory: the image encoder's position
+    numbers.
+    """
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                assert name == "position_ids", f"{part}: buffer {name} has no value"
+                owner._buffers[name] = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+    return module
+
+
+# ---- in memory
+# -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory. A part that was not asked for is None."""
+
+    files: BundleFiles
+    unet: UNet | None = None
+    vae: VAE | None = None
+    image_encoder: nn.Module | None = None
+
+    @classmethod
+    def load(
+        cls,
+        ref: str | Path | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        parts: Iterable[str] = PARTS,
+        task: str = "i2v",
+    ) -> Bundle:
+        """Open a bundle and build the parts asked for. Never downloads, never holds the weights twice.
+
+        Raises InputError: not on this machine, of another task, weights that do not fit.
+        """
+        files = open_bundle(ref)
+        files.require_task(task)
+        return cls(files, **{part: files.part(part, dtype, device) for part in parts})  # type: ignore[arg-type]
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    @property
+    def path(self) -> Path:
+        return self.files.path
+
+    @property
+    def task(self) -> str:
+        return self.files.task
+
+    @property
+    def settings(self) -> Settings:
+        return self.files.settings
+
+
+def default_bundle() -> str:
+    """The name of the best bundle on this machine: svd-xt-1.1 > svd-xt > svd > nano. Downloads nothing."""
+    return hub.best().name

@@ -1,0 +1,171 @@
+"""Bundles written: a diffusers pipeline folder with our `svd.json`, or one single file, whole or not at all.
+
+What it is: modules or weights on disk -> files, in memory for one tensor at a time. What it is not: it
+converts no names (`layouts`) and no settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from svdcli.errors import UsageError
+from svdcli.io.files import atomic_folder, atomic_path
+from svdcli.model import hub, layouts
+from svdcli.model.bundle import METADATA, STEMS, Bundle, BundleFiles
+from svdcli.model.hub import PARTS
+from svdcli.model.settings import SETTINGS, Settings
+from svdcli.model.weights import MappedWeights, ToWrite, some, write_weights
+
+CLASSES = {
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+    "unet": ("diffusers", "UNetSpatioTemporalConditionModel"),
+    "vae": ("diffusers", "AutoencoderKLTemporalDecoder"),
+    "scheduler": ("diffusers", "EulerDiscreteScheduler"),
+    "feature_extractor": ("transformers", "CLIPImageProcessor"),
+}
+SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "prediction_type": "v_prediction",
+    "interpolation_type": "linear",
+    "use_karras_sigmas": True,
+    "sigma_min": 0.002,
+    "sigma_max": 700.0,
+    "timestep_spacing": "leading",
+    "timestep_type": "continuous",
+    "steps_offset": 1,
+}
+FEATURE_EXTRACTOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "crop_size": {"height": 224, "width": 224},
+    "size": {"shortest_edge": 224},
+    "resample": 3,
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "rescale_factor": 0.00392156862745098,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+# --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part to be saved: its configuration, and its tensors as they are to be written."""
+
+    config: dict[str, Any]
+    tensors: dict[str, ToWrite]
+
+
+def part_of(
+    source: nn.Module | MappedWeights, dtype: torch.dtype | None = None, config: dict[str, Any] | None = None
+) -> Part:
+    """A module, or weights on disk with their configuration, as a part to be saved, floats cast to
+    `dtype`.
+    """
+    tensors: dict[str, ToWrite] = {}
+    if isinstance(source, MappedWeights):
+        for name in source:
+            kind = _cast(source.dtype(name), dtype)
+            tensors[name] = ToWrite(source.shape(name), kind, lambda n=name, k=kind: source.tensor(n, k))  # type: ignore[misc]
+        return Part(config or {}, tensors)
+    for name, tensor in source.state_dict().items():
+        tensors[name] = ToWrite(tuple(tensor.shape), _cast(tensor.dtype, dtype), lambda t=tensor: t)  # type: ignore[misc]
+    return Part(config or source.config.to_dict(), tensors)  # type: ignore[union-attr, operator]
+
+
+def _cast(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and stored.is_floating_point else stored
+
+
+def parts_of(source: Bundle | BundleFiles, dtype: torch.dtype | None = None) -> dict[str, Part]:
+    """All parts of a bundle, to be saved."""
+    if isinstance(source, BundleFiles):
+        return {part: part_of(source.weights(part), dtype, source.configs[part]) for part in PARTS}
+    modules = {part: getattr(source, part) for part in PARTS}
+    absent = [part for part, module in modules.items() if module is None]
+    if absent:
+        raise UsageError(
+            f"{source.name} was loaded without its {some(absent)}, so it cannot be saved.", "Load all parts."
+        )
+    return {part: part_of(module, dtype, source.files.configs[part]) for part, module in modules.items()}
+
+
+def save_bundle(
+    parts: Mapping[str, Part],
+    folder: Path,
+    settings: Settings,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write a diffusers pipeline folder with `svd.json`, whole or not at all; memory for one tensor at a
+    time.
+
+    `configs` may carry a "scheduler" and a "feature_extractor" to keep.
+    `StableVideoDiffusionPipeline.from_pretrained` loads it. Raises UsageError or MachineError where the
+    folder cannot be written.
+    """
+    configs = configs or {}
+    index: dict[str, Any] = {"_class_name": "StableVideoDiffusionPipeline", "_diffusers_version": "0.24.0"}
+    for part, names in CLASSES.items():
+        own = parts[part].config.get("_class_name") if part == "image_encoder" else None
+        index[part] = ["svdcli", own] if own else list(names)
+    with atomic_folder(folder) as temporary:
+        for part in PARTS:
+            (temporary / part).mkdir()
+            _write_json(temporary / part / "config.json", parts[part].config)
+            write_weights(temporary / part / f"{STEMS[part]}.safetensors", parts[part].tensors)
+        for part, file, default in (
+            ("scheduler", "scheduler_config.json", SCHEDULER),
+            ("feature_extractor", "preprocessor_config.json", FEATURE_EXTRACTOR),
+        ):
+            (temporary / part).mkdir()
+            _write_json(temporary / part / file, configs.get(part) or default)
+        _write_json(temporary / hub.INDEX, index)
+        _write_json(temporary / SETTINGS, settings.to_dict())
+
+
+def save_single(parts: Mapping[str, Part], path: Path, settings: Settings) -> None:
+    """Write one safetensors file in the layout of Stability and ComfyUI, whole or not at all.
+
+    Our configurations and settings travel in its metadata, so that reading it back gives the same bundle bit
+    for bit.
+    """
+    configs = {part: parts[part].config for part in PARTS}
+    if "_class_name" in configs["image_encoder"]:
+        raise UsageError(
+            "This bundle's image encoder has no place in the single-file layout.",
+            "Convert it --to diffusers.",
+        )
+    ours = {f"{part}.{name}": tensor for part in PARTS for name, tensor in parts[part].tensors.items()}
+    tensors = {}
+    for single, source in layouts.single_sources(
+        configs, {part: parts[part].tensors for part in PARTS}
+    ).items():
+        inputs = [ours[key] for key in source.keys]
+        shape = source.make(*(torch.empty(t.shape, device="meta") for t in inputs)).shape
+        fetch = lambda s=source, i=inputs: s.make(*(t.fetch().to("cpu", t.dtype) for t in i))  # noqa: E731
+        tensors[single] = ToWrite(tuple(shape), inputs[0].dtype, fetch)
+    saved = json.dumps({"configs": configs, "settings": settings.to_dict()}, sort_keys=True)
+    with atomic_path(path) as temporary:
+        write_weights(temporary, tensors, {METADATA: saved})
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
