@@ -338,6 +338,14 @@ def test_damage_anywhere_is_one_sentence_or_a_picture(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_libtiff_keeps_quiet(tmp_path, capfd):
+    whole = bytearray(save(tmp_path / "a.tif", colours(40, 40), compression="tiff_lzw").read_bytes())
+    whole[60:260] = bytes([255, 0, 170, 85] * 50)
+    (tmp_path / "a.tif").write_bytes(whole)
+    refused(tmp_path / "a.tif", "truncated or damaged")
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("size", [(1, 1), (15, 400), (400, 15)])
 def test_too_small(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "a.png")

@@ -318,6 +318,15 @@ def test_truncated(tmp_path, suffix, share, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_gif_that_claims_to_be_huge(tmp_path):
+    write_video(tmp_path / "a.gif", clip(2), 6, {}, "gif")
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    data[6:10] = (12_000).to_bytes(2, "little") * 2
+    (tmp_path / "a.gif").write_bytes(bytes(data))
+    with pytest.raises(InputError, match="too large: 12000x12000"):
+        read_video(tmp_path / "a.gif")
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "gif", "webp"])
 def test_damage_anywhere_is_one_sentence_or_a_video(tmp_path, suffix, capfd):
     random = np.random.default_rng(0)
@@ -349,6 +358,7 @@ def test_missing_folder_and_full_disk(tmp_path, kind, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", full)
     monkeypatch.setattr(av, "open", full)
-    with pytest.raises(MachineError, match="disk is full"):
+    with pytest.raises(MachineError, match="disk is full") as caught:
         write_video(target(tmp_path, kind), clip(1), 6, {}, kind)
+    assert f"{target(tmp_path, kind)} " in caught.value.message  # the name that the user knows
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from svdcli.errors import InputError
-from svdcli.io.images import DAMAGED, quiet, read_picture
+from svdcli.io.images import DAMAGED, MAX_PIXELS, quiet, read_picture
 
 RATE_KEY = "svdcli:fps"
 """The private text under which the exact frame rate is kept."""
@@ -26,7 +26,8 @@ RATE_KEY = "svdcli:fps"
 _TICKS = {"gif": 100, "webp": 1000}  # a second
 _MIN_TICKS = {"gif": 2, "webp": 1}  # below this, players take a tenth of a second
 _DESCRIPTION = 0x010E  # EXIF ImageDescription
-_PALETTE_SAMPLES = 16
+_PALETTE_FRAMES = 16
+_PALETTE_PIXELS = 150_000
 _OWN_PALETTE_GAIN = (
     1.5  # a palette for each frame must lower the error by this factor to be worth its flicker
 )
@@ -56,7 +57,7 @@ def write(
         exif[_DESCRIPTION] = text
         first.save(
             path, format="WEBP", save_all=True, append_images=rest, duration=durations, loop=0,
-            quality=90, method=4, exif=exif.tobytes(),
+            quality=90, method=2, exif=exif.tobytes(),
         )  # fmt: skip
     return notes
 
@@ -78,6 +79,10 @@ def read(file: Path, max_frames: int | None) -> tuple[np.ndarray, float]:
     with quiet():
         try:
             with Image.open(file) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise InputError(
+                        f"{file} is too large: {image.width}x{image.height}.", "Scale it down first."
+                    )
                 rate = _stored_rate(image)
                 if not getattr(image, "is_animated", False) and rate is None:
                     raise still
@@ -87,13 +92,13 @@ def read(file: Path, max_frames: int | None) -> tuple[np.ndarray, float]:
                     milliseconds.append(_shown_for(frame))
                     if max_frames is not None and len(pictures) >= max_frames:
                         break
+            frames = np.stack(pictures)
         except DAMAGED as error:
             raise InputError(
                 f"{file} is truncated or damaged and cannot be decoded.", "Copy or export the video again."
             ) from error
     counts, fps = _repeats(milliseconds, rate)
-    frames = np.repeat(np.stack(pictures), counts, axis=0)
-    return frames[:max_frames], fps
+    return np.repeat(frames, counts, axis=0)[:max_frames], fps
 
 
 def read_folder(folder: Path, max_frames: int | None) -> tuple[np.ndarray, float]:
@@ -215,37 +220,30 @@ def _opaque(frame: Image.Image) -> np.ndarray:
 def _quantized(frames: np.ndarray) -> list[Image.Image]:
     """Frames of 256 colours: one palette for all, which cannot flicker, unless many are far better."""
     images = [Image.fromarray(frame) for frame in frames]
-    shared = _shared_palette(frames)
-    with_shared = [image.quantize(palette=shared, dither=Image.Dither.FLOYDSTEINBERG) for image in images]
+    shared = _palette(frames[np.unique(np.linspace(0, len(frames) - 1, _PALETTE_FRAMES).round().astype(int))])
     probes = sorted({0, len(images) // 2, len(images) - 1})
-    own = {index: _own_palette(images[index]) for index in probes}
-    loss_shared = sum(
-        _error(images[index], images[index].quantize(palette=shared, dither=Image.Dither.NONE))
-        for index in probes
-    )
-    loss_own = sum(
-        _error(images[index], images[index].quantize(palette=own[index], dither=Image.Dither.NONE))
-        for index in probes
-    )
-    if loss_shared <= _OWN_PALETTE_GAIN * loss_own + len(probes):
-        return with_shared
+    loss_shared = sum(_error(images[index], shared) for index in probes)
+    loss_own = sum(_error(images[index], _palette(frames[index : index + 1])) for index in probes)
+    if loss_shared <= _OWN_PALETTE_GAIN * loss_own + len(probes):  # a squared step of error is not seen
+        palettes = [shared] * len(images)
+    else:
+        palettes = [_palette(frame[None]) for frame in frames]
+    dither = Image.Dither.FLOYDSTEINBERG
     return [
-        image.quantize(palette=_own_palette(image), dither=Image.Dither.FLOYDSTEINBERG) for image in images
+        image.quantize(palette=palette, dither=dither)
+        for image, palette in zip(images, palettes, strict=True)
     ]
 
 
-def _own_palette(image: Image.Image) -> Image.Image:
-    return image.quantize(256, method=Image.Quantize.MEDIANCUT)
+def _palette(frames: np.ndarray) -> Image.Image:
+    """The 256 colours of frames (T, H, W, 3) by median cut, from so few pixels that it is quick."""
+    step = max(1, round((frames[..., 0].size / _PALETTE_PIXELS) ** 0.5))
+    pixels = np.concatenate(list(frames[:, step // 2 :: step, step // 2 :: step]), axis=0)
+    return Image.fromarray(pixels).quantize(256, method=Image.Quantize.MEDIANCUT)
 
 
-def _shared_palette(frames: np.ndarray) -> Image.Image:
-    """A palette of pixels from frames spread over the video, thinned so that a long one costs no more."""
-    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, _PALETTE_SAMPLES).round().astype(int))]
-    step = max(1, int((chosen[..., 0].size / 1_000_000) ** 0.5))
-    return _own_palette(Image.fromarray(np.concatenate(list(chosen[:, ::step, ::step]), axis=0)))
-
-
-def _error(image: Image.Image, quantized: Image.Image) -> float:
-    """Mean squared difference over colours, in 8-bit steps."""
+def _error(image: Image.Image, palette: Image.Image) -> float:
+    """Mean squared difference over colours that this palette makes, in 8-bit steps."""
+    quantized = image.quantize(palette=palette, dither=Image.Dither.NONE)
     difference = np.asarray(image, np.float32) - np.asarray(quantized.convert("RGB"), np.float32)
     return float(np.square(difference).mean())

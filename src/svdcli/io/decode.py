@@ -6,6 +6,9 @@ PIL reads 16-bit colour as 8 bits, so OpenCV reads it; colour profiles go throug
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,8 @@ def _decode_deep_colour(file: Path, image: Image.Image) -> tuple[np.ndarray, np.
         return None
     import cv2
 
-    values = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    with muted_stderr():
+        values = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] not in {3, 4}:
         return None
     values = values.astype(np.float32) / 65535
@@ -70,6 +74,24 @@ def _rawmodes(file: Path) -> list[str]:
     with Image.open(file) as header:
         arguments = [tile[3] for tile in header.tile]
     return [str(arg[0]) if isinstance(arg, tuple) and arg else str(arg) for arg in arguments]
+
+
+@contextmanager
+def muted_stderr() -> Iterator[None]:
+    """libtiff and OpenCV write what they think of a damaged file straight to stderr; only this stops it."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # no stderr at all
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 # --- colour ---

@@ -15,7 +15,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from svdcli.errors import InputError
-from svdcli.io.decode import decode, upright
+from svdcli.io.decode import decode, muted_stderr, upright
 from svdcli.io.files import atomic_path, require_file
 from svdcli.io.resample import crop, pad, resize
 
@@ -87,9 +87,10 @@ def read_picture(path: str | Path, background: tuple[float, float, float] = (1.0
             try:
                 if getattr(image, "is_animated", False) and image.format in {"GIF", "WEBP", "PNG", "AVIF"}:
                     notes.append(f"{file.name} is an animation: its first frame is used.")
-                image.load()
+                with muted_stderr() if image.format == "TIFF" else nullcontext():
+                    image.load()
+                    pixels, alpha = decode(file, image, notes)
                 orientation = image.getexif().get(0x0112, 1)
-                pixels, alpha = decode(file, image, notes)
             except DAMAGED as error:
                 raise _damaged(file) from error
     pixels = upright(pixels, orientation)
@@ -144,13 +145,18 @@ def write_png(path: str | Path, pixels: np.ndarray, text: Mapping[str, str] | No
 
     Raises as `atomic_path` does.
     """
+    with atomic_path(path) as temporary:
+        encode_png(temporary, pixels, text)
+
+
+def encode_png(path: Path, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
+    """`write_png` to a path that is temporary already."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(np.nan_to_num(pixels).clip(0, 1) * 255).astype(np.uint8)
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value) if not value.isascii() else info.add_text(key, value)
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info, compress_level=4)
+    Image.fromarray(pixels).save(path, format="PNG", pnginfo=info, compress_level=4)
 
 
 # --- refusing ---

@@ -21,7 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from svdcli.errors import InputError, UsageError
 from svdcli.io import animation
 from svdcli.io.files import atomic_folder, atomic_path, require_file
-from svdcli.io.images import write_png
+from svdcli.io.images import encode_png
 
 Kind = Literal["mp4", "gif", "webp", "png"]
 
@@ -57,7 +57,7 @@ def write_video(
     if kind == "png":
         with atomic_folder(path) as folder:
             for index, frame in enumerate(frames):
-                write_png(folder / f"{index:05d}.png", frame, {**metadata, animation.RATE_KEY: str(rate)})
+                encode_png(folder / f"{index:05d}.png", frame, {**metadata, animation.RATE_KEY: str(rate)})
         return ()
     with atomic_path(path) as temporary:
         return animation.write(temporary, frames, rate, metadata, kind)
