@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svdcli.model.blocks import NUM_GROUPS, Mixer
+from svdcli.model.blocks import Mixer
 from svdcli.model.embedding import EmbeddingMLP, sinusoid
 
 FEED_FORWARD_ROWS = 1 << 25
@@ -144,9 +144,9 @@ def add_cross(block: SpatialBlock | TemporalBlock, x: Tensor, context: Context) 
 class SpatioTemporalTransformer(nn.Module):
     """Spatial block, then temporal block on its output plus the frame index, blended by one learned number."""
 
-    def __init__(self, width: int, num_heads: int, num_layers: int, context_width: int) -> None:
+    def __init__(self, width: int, num_heads: int, num_layers: int, context_width: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(NUM_GROUPS, width, 1e-6)
+        self.norm = nn.GroupNorm(groups, width, 1e-6)
         self.proj_in = nn.Linear(width, width)
         self.transformer_blocks = nn.ModuleList(SpatialBlock(width, num_heads, context_width) for _ in range(num_layers))
         self.temporal_transformer_blocks = nn.ModuleList(
@@ -177,9 +177,9 @@ class SpatioTemporalTransformer(nn.Module):
 class FrameAttention(nn.Module):
     """The VAE's single attention: all places of a frame, one head, with its own norm and residual."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(NUM_GROUPS, channels, 1e-6)
+        self.group_norm = nn.GroupNorm(groups, channels, 1e-6)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)

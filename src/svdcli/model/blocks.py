@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NUM_GROUPS = 32
+"""Groups of every GroupNorm in the published weights. A narrow network must take fewer: with one or two channels a group, the
+norm erases the very means (brightness, colour) that the network is to carry."""
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -35,12 +37,12 @@ def conv_with_shift(conv: nn.Conv2d | nn.Conv3d, x: Tensor, shift: Tensor | None
 class ResBlock(nn.Module):
     """GroupNorm-SiLU-conv twice with a shift by the noise-level embedding between, and a shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, emb_width: int | None, eps: float) -> None:
+    def __init__(self, in_channels: int, out_channels: int, emb_width: int | None, eps: float, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(NUM_GROUPS, in_channels, eps)
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(emb_width, out_channels) if emb_width else None
-        self.norm2 = nn.GroupNorm(NUM_GROUPS, out_channels, eps)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
@@ -55,12 +57,12 @@ class ResBlock(nn.Module):
 class TemporalResBlock(nn.Module):
     """The same over time: (3, 1, 1) convolutions, norms over all frames of a clip. Returns the residual only."""
 
-    def __init__(self, channels: int, emb_width: int | None, eps: float) -> None:
+    def __init__(self, channels: int, emb_width: int | None, eps: float, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(NUM_GROUPS, channels, eps)
+        self.norm1 = nn.GroupNorm(groups, channels, eps)
         self.conv1 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
         self.time_emb_proj = nn.Linear(emb_width, channels) if emb_width else None
-        self.norm2 = nn.GroupNorm(NUM_GROUPS, channels, eps)
+        self.norm2 = nn.GroupNorm(groups, channels, eps)
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor, emb: Tensor | None, gain: Tensor) -> Tensor:
@@ -86,17 +88,19 @@ class SpatioTemporalResBlock(nn.Module):
     temporal decoder α weighs the *temporal* path, so gain = α (Stability's `merge_strategy`, svd-facts §2.1 and §2.3).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, emb_width: int | None, *, eps: float,
+    def __init__(self, in_channels: int, out_channels: int, emb_width: int | None, groups: int, *, eps: float,
                  temporal_eps: float | None = None, mix: float = 0.5, alpha_is_temporal: bool = False) -> None:  # fmt: skip
         super().__init__()
-        self.spatial_res_block = ResBlock(in_channels, out_channels, emb_width, eps)
-        self.temporal_res_block = TemporalResBlock(out_channels, emb_width, temporal_eps or eps)
+        self.spatial_res_block = ResBlock(in_channels, out_channels, emb_width, eps, groups)
+        self.temporal_res_block = TemporalResBlock(out_channels, emb_width, temporal_eps or eps, groups)
         self.time_mixer = Mixer(mix)
         self.alpha_is_temporal = alpha_is_temporal
 
-    def forward(self, x: Tensor, emb: Tensor | None, num_frames: int) -> Tensor:
-        """x (B T, C, H, W), emb (B, D) -> (B T, C', H, W)."""
+    def forward(self, x: Tensor, emb: Tensor | None, num_frames: int | None) -> Tensor:
+        """x (B T, C, H, W), emb (B, D) -> (B T, C', H, W). Without a number of frames they are images: no temporal path."""
         x = self.spatial_res_block(x, emb)
+        if num_frames is None:
+            return x
         mix = self.time_mixer.mix_factor
         gain = torch.sigmoid(mix if self.alpha_is_temporal else -mix)
         residual = self.temporal_res_block(over_time(x, num_frames), emb, gain)

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from svdcli.model.attention import Context, SpatioTemporalTransformer
-from svdcli.model.blocks import NUM_GROUPS, Downsample, SpatioTemporalResBlock, Upsample, norm_silu
+from svdcli.model.blocks import (
+    NUM_GROUPS,
+    Downsample,
+    ResBlock,
+    SpatioTemporalResBlock,
+    TemporalResBlock,
+    Upsample,
+    norm_silu,
+)
 from svdcli.model.embedding import EmbeddingMLP, sinusoid
 
 
@@ -34,6 +42,7 @@ class UNetConfig:
     num_attention_heads: int | tuple[int, ...] = (5, 10, 20, 20)
     num_frames: int = 25
     sample_size: int | None = None
+    norm_num_groups: int = NUM_GROUPS
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
@@ -120,14 +129,14 @@ class UNet(nn.Module):
         self.down_blocks = nn.ModuleList(self._down_level(i, emb_width) for i in range(config.num_levels))
         self.up_blocks = nn.ModuleList(self._up_level(i, emb_width) for i in reversed(range(config.num_levels)))
         self.mid_block = self._mid_level(emb_width)
-        self.conv_norm_out = nn.GroupNorm(NUM_GROUPS, widths[0], 1e-5)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], 1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def _transformer(self, level: int, num_layers: int | None = None) -> SpatioTemporalTransformer:
         config = self.config
         heads, context = config.per_level("num_attention_heads"), config.per_level("cross_attention_dim")
         depth = num_layers or config.per_level("transformer_layers_per_block")[level]
-        return SpatioTemporalTransformer(config.block_out_channels[level], heads[level], depth, context[level])
+        return SpatioTemporalTransformer(config.block_out_channels[level], heads[level], depth, context[level], config.norm_num_groups)
 
     def _down_level(self, level: int, emb_width: int) -> DownLevel:
         config, widths = self.config, self.config.block_out_channels
@@ -135,7 +144,8 @@ class UNet(nn.Module):
         num_layers = config.per_level("layers_per_block")[level]
         inputs = [widths[max(level - 1, 0)]] + [widths[level]] * (num_layers - 1)
         resnets = [
-            SpatioTemporalResBlock(width, widths[level], emb_width, eps=1e-6 if attends else 1e-5) for width in inputs
+            SpatioTemporalResBlock(width, widths[level], emb_width, config.norm_num_groups, eps=1e-6 if attends else 1e-5)
+            for width in inputs
         ]
         attentions = [self._transformer(level) for _ in resnets] if attends else []
         sampler = ("downsamplers", Downsample(widths[level])) if level < config.num_levels - 1 else None
@@ -149,7 +159,7 @@ class UNet(nn.Module):
         inputs = [below] + [widths[level]] * (num_layers - 1)
         skips = [widths[level]] * (num_layers - 1) + [widths[max(level - 1, 0)]]
         resnets = [
-            SpatioTemporalResBlock(width + skip, widths[level], emb_width, eps=1e-6)
+            SpatioTemporalResBlock(width + skip, widths[level], emb_width, config.norm_num_groups, eps=1e-6)
             for width, skip in zip(inputs, skips, strict=True)
         ]
         attentions = [self._transformer(level) for _ in resnets] if attends else []
@@ -158,7 +168,8 @@ class UNet(nn.Module):
 
     def _mid_level(self, emb_width: int) -> MidLevel:
         width = self.config.block_out_channels[-1]
-        resnets = [SpatioTemporalResBlock(width, width, emb_width, eps=1e-5) for _ in range(2)]
+        groups = self.config.norm_num_groups
+        resnets = [SpatioTemporalResBlock(width, width, emb_width, groups, eps=1e-5) for _ in range(2)]
         return MidLevel(resnets, [self._transformer(-1)], None)
 
     def embed(self, c_noise: Tensor, vector_ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -190,3 +201,16 @@ class UNet(nn.Module):
             h = level(h, skips, emb, context, num_frames)
         h = self.conv_out(norm_silu(self.conv_norm_out, h))
         return h.unflatten(0, (batch, num_frames))
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start for training: every residual branch, and F itself, is silent, so that the untrained denoiser is c_skip · x."""
+        for module in self.modules():
+            if isinstance(module, ResBlock | TemporalResBlock):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+            elif isinstance(module, SpatioTemporalTransformer):
+                nn.init.zeros_(module.proj_out.weight)
+                nn.init.zeros_(module.proj_out.bias)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)

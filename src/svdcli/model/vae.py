@@ -18,6 +18,7 @@ from svdcli.model.blocks import (
     Downsample,
     ResBlock,
     SpatioTemporalResBlock,
+    TemporalResBlock,
     Upsample,
     norm_silu,
     over_space,
@@ -40,6 +41,7 @@ class VAEConfig:
     sample_size: int = 768
     scaling_factor: float = 0.18215
     force_upcast: bool = True
+    norm_num_groups: int = NUM_GROUPS
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VAEConfig:
@@ -57,10 +59,10 @@ class VAEConfig:
 
 
 class EncoderLevel(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, num_layers: int, downsample: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, num_layers: int, groups: int, downsample: bool) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (num_layers - 1)
-        self.resnets = nn.ModuleList(ResBlock(width, out_channels, None, EPS) for width in inputs)
+        self.resnets = nn.ModuleList(ResBlock(width, out_channels, None, EPS, groups) for width in inputs)
         if downsample:
             self.downsamplers = nn.ModuleList([Downsample(out_channels, asymmetric=True)])
 
@@ -71,10 +73,10 @@ class EncoderLevel(nn.Module):
 
 
 class EncoderMid(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([FrameAttention(channels)])
-        self.resnets = nn.ModuleList(ResBlock(channels, channels, None, EPS) for _ in range(2))
+        self.attentions = nn.ModuleList([FrameAttention(channels, groups)])
+        self.resnets = nn.ModuleList(ResBlock(channels, channels, None, EPS, groups) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x, None)), None)
@@ -85,14 +87,14 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        widths = config.block_out_channels
+        widths, groups = config.block_out_channels, config.norm_num_groups
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            EncoderLevel(widths[max(i - 1, 0)], width, config.layers_per_block, i < len(widths) - 1)
+            EncoderLevel(widths[max(i - 1, 0)], width, config.layers_per_block, groups, i < len(widths) - 1)
             for i, width in enumerate(widths)
         )
-        self.mid_block = EncoderMid(widths[-1])
-        self.conv_norm_out = nn.GroupNorm(NUM_GROUPS, widths[-1], EPS)
+        self.mid_block = EncoderMid(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,22 +104,22 @@ class Encoder(nn.Module):
         return self.conv_out(norm_silu(self.conv_norm_out, self.mid_block(x)))
 
 
-def decoder_block(in_channels: int, out_channels: int) -> SpatioTemporalResBlock:
+def decoder_block(in_channels: int, out_channels: int, groups: int) -> SpatioTemporalResBlock:
     """A residual block of the temporal decoder, whose α weighs the temporal path and starts at ½."""
     return SpatioTemporalResBlock(
-        in_channels, out_channels, None, eps=EPS, temporal_eps=1e-5, mix=0.0, alpha_is_temporal=True
+        in_channels, out_channels, None, groups, eps=EPS, temporal_eps=1e-5, mix=0.0, alpha_is_temporal=True
     )
 
 
 class DecoderLevel(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, num_layers: int, upsample: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, num_layers: int, groups: int, upsample: bool) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (num_layers - 1)
-        self.resnets = nn.ModuleList(decoder_block(width, out_channels) for width in inputs)
+        self.resnets = nn.ModuleList(decoder_block(width, out_channels, groups) for width in inputs)
         if upsample:
             self.upsamplers = nn.ModuleList([Upsample(out_channels)])
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+    def forward(self, x: Tensor, num_frames: int | None) -> Tensor:
         for resnet in self.resnets:
             x = resnet(x, None, num_frames)
         return self.upsamplers[0](x) if hasattr(self, "upsamplers") else x
@@ -126,12 +128,12 @@ class DecoderLevel(nn.Module):
 class DecoderMid(nn.Module):
     """The published layout always stores one attention; with a single residual block it stays unused."""
 
-    def __init__(self, channels: int, num_layers: int) -> None:
+    def __init__(self, channels: int, groups: int, num_layers: int) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([FrameAttention(channels)])
-        self.resnets = nn.ModuleList(decoder_block(channels, channels) for _ in range(num_layers))
+        self.attentions = nn.ModuleList([FrameAttention(channels, groups)])
+        self.resnets = nn.ModuleList(decoder_block(channels, channels, groups) for _ in range(num_layers))
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+    def forward(self, x: Tensor, num_frames: int | None) -> Tensor:
         x = self.resnets[0](x, None, num_frames)
         for attention, resnet in zip(self.attentions, self.resnets[1:], strict=False):
             x = resnet(attention(x), None, num_frames)
@@ -143,22 +145,24 @@ class TemporalDecoder(nn.Module):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        widths = config.block_out_channels[::-1]
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = DecoderMid(widths[0], config.layers_per_block)
+        self.mid_block = DecoderMid(widths[0], groups, config.layers_per_block)
         self.up_blocks = nn.ModuleList(
-            DecoderLevel(widths[max(i - 1, 0)], width, config.layers_per_block + 1, i < len(widths) - 1)
+            DecoderLevel(widths[max(i - 1, 0)], width, config.layers_per_block + 1, groups, i < len(widths) - 1)
             for i, width in enumerate(widths)
         )
-        self.conv_norm_out = nn.GroupNorm(NUM_GROUPS, widths[-1], EPS)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
         self.time_conv_out = nn.Conv3d(config.out_channels, config.out_channels, (3, 1, 1), padding=(1, 0, 0))
 
-    def forward(self, z: Tensor, num_frames: int) -> Tensor:
+    def forward(self, z: Tensor, num_frames: int | None) -> Tensor:
         x = self.mid_block(self.conv_in(z), num_frames)
         for level in self.up_blocks:
             x = level(x, num_frames)
         x = self.conv_out(norm_silu(self.conv_norm_out, x))
+        if num_frames is None:
+            return x
         out = self.time_conv_out
         return over_space(F.conv2d(over_time(x, num_frames), out.weight.squeeze(-1), out.bias, padding=(1, 0)), x.shape)
 
@@ -183,7 +187,24 @@ class VAE(nn.Module):
         """Pixels (B, T, 3, H, W) in [-1, 1] -> latents (B, T, c, h, w): the posterior's mode, unscaled."""
         return self.moments(pixels)[0]
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Unscaled latents (B, T, c, h, w) -> pixels (B, T, 3, H, W), near [-1, 1]. The T frames see one another."""
+    def decode(self, latents: Tensor, *, as_images: bool = False) -> Tensor:
+        """Unscaled latents (B, T, c, h, w) -> pixels (B, T, 3, H, W), near [-1, 1].
+
+        The T frames see one another, unless they are decoded as images, by the spatial layers alone.
+        """
         folded = latents.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return self.decoder(folded, latents.shape[1]).unflatten(0, latents.shape[:2])
+        return self.decoder(folded, None if as_images else latents.shape[1]).unflatten(0, latents.shape[:2])
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start for training: plain paths keep the signal's variance, residual branches and temporal layers are silent."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, ResBlock | TemporalResBlock):
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)
+        nn.init.zeros_(self.decoder.time_conv_out.bias)
+        nn.init.dirac_(self.decoder.time_conv_out.weight)

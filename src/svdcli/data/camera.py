@@ -1,0 +1,65 @@
+"""Camera moves made from still frames: pans and zooms of known speed.
+
+What it is: extra training clips that tear motion apart from content, so that a small model must read the motion bucket instead of
+guessing the motion from the picture. What it is not: real footage; a recipe says how many of them it mixes in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from svdcli.data.frames import FrameSet, Video
+
+CLOSEST = 0.66
+"""The tightest view, as a share of the frame's side."""
+
+
+def camera_move(
+    frame: npt.NDArray[np.uint8], num_frames: int, rng: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """One frame (H, W, 3) -> (T, H, W, 3): a zoom in, a zoom out or a pan, at a random, constant speed."""
+    height, width = frame.shape[:2]
+    reach = rng.uniform(0.02, 1.0) * (1.0 - CLOSEST)
+    kind = rng.integers(3)
+    scales = np.full(num_frames, 1.0 - reach)
+    centres = np.zeros((num_frames, 2))
+    if kind < 2:
+        scales = np.linspace(1.0, 1.0 - reach, num_frames)[:: 1 if kind == 0 else -1]
+    else:
+        scales[:] = 1.0 - max(reach, 0.1)
+        angle = rng.uniform(0, 2 * np.pi)
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        limit = reach / 2 / max(np.abs(direction))
+        centres = np.linspace(-limit, limit, num_frames)[:, None] * direction
+    return np.stack([_view(frame, s, c, (width, height)) for s, c in zip(scales, centres, strict=True)])
+
+
+def _view(
+    frame: npt.NDArray[np.uint8], scale: float, centre: npt.NDArray[np.float64], size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    """The part of a frame that is `scale` of its sides, `centre` (shares of the sides) off the middle, at full size."""
+    width, height = size
+    left = (0.5 + centre[0] - scale / 2) * width
+    top = (0.5 + centre[1] - scale / 2) * height
+    matrix = np.array([[scale, 0.0, left + 0.5 * scale - 0.5], [0.0, scale, top + 0.5 * scale - 0.5]])
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(frame, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
+
+
+def with_camera_moves(frames: FrameSet, count: int, num_frames: int, fps: float, seed: int) -> FrameSet:
+    """The set with `count` camera moves behind it, each of a random frame of a random video, at `fps`."""
+    rng = np.random.default_rng(seed)
+    clips, videos, start = [], list(frames.videos), len(frames.frames)
+    for index in range(count):
+        video = frames.videos[rng.integers(len(frames.videos))]
+        still = frames.frames[video.start + rng.integers(video.num_frames)]
+        clips.append(camera_move(still, num_frames, rng))
+        videos.append(Video(f"camera-move-{index:04d}", fps, start, num_frames))
+        start += num_frames
+    if not clips:
+        return frames
+    return replace(frames, frames=np.concatenate([frames.frames, *clips]), videos=tuple(videos))

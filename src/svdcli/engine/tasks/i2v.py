@@ -1,0 +1,194 @@
+"""Image-to-video training (SVD paper §4.2, app. D.4): given a frame, denoise the clip that it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svdcli.data.camera import with_camera_moves
+from svdcli.data.frames import FrameSet, Video, split_frames
+from svdcli.data.motion import MotionCalibration, motion_score
+from svdcli.diffusion.denoiser import Denoiser
+from svdcli.diffusion.loss import denoising_loss, draw_sigma
+from svdcli.engine.latents import latent_rows, to_pixels
+from svdcli.engine.tasks.parts import load_image_to_video, load_vae, save_image_to_video
+from svdcli.model.conditioning import augment_picture, condition_on_image
+from svdcli.model.image_encoder import ImageEncoder
+from svdcli.model.settings import Settings
+from svdcli.model.unet import UNet, UNetConfig
+from svdcli.recipe.recipe import Data, ImageToVideoTask
+
+CALIBRATION_CLIPS = 400
+EVALUATION_SIGMAS = (0.2, 0.7, 2.0, 6.0, 20.0)
+CAMERA_FPS, CAMERA_FRAMES = 12.0, 40
+
+
+class Continuation(nn.Module):
+    """UNet and image encoder as one forward pass, so that a wrapped module sees the whole of training."""
+
+    def __init__(self, unet: UNet, image_encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.unet, self.image_encoder = unet, image_encoder
+
+    def forward(self, x: Tensor, c_noise: Tensor, clip: Batch, latent: Tensor, keep: Tensor) -> Tensor:
+        """Scaled noisy latents (B, T, c, h, w), c_noise (B,) -> F. keep: (B, 2), 1 or 0 for embedding and condition latent."""
+        embedding = self.image_encoder(clip.picture) * keep[:, :1]
+        latent = latent * keep[:, 1, None, None, None]
+        conditioning = condition_on_image(embedding, latent, clip.fps, clip.motion_bucket, clip.augment)
+        return conditioning.bind(self.unet)(x, c_noise)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one length and what is known of each."""
+
+    latents: Tensor
+    """(B, T, c, h, w), scaled"""
+    picture: Tensor
+    """the first frame, (B, 3, H, W) in [-1, 1]"""
+    fps: Tensor
+    motion_bucket: Tensor
+    augment: Tensor
+    """σ of the noise that the condition frame gets, (B,)"""
+
+
+class ImageToVideo:
+    """See `Task`."""
+
+    def __init__(self, task: ImageToVideoTask, data: Data, batch_size: int, device: torch.device, cache: Path) -> None:
+        self.task, self.data, self.batch_size, self.device = task, data, batch_size, device
+        self.vae = load_vae(task.vae).to(device).eval().requires_grad_(False)
+        train_set, self.held_out = split_frames(data, cache)
+        self.train_set = with_camera_moves(train_set, task.camera_moves, CAMERA_FRAMES, CAMERA_FPS, seed=0)
+        self.latents = latent_rows(self.vae, self.train_set.frames, cache, device)
+        self.calibration = self._calibrate()
+        if task.start is not None:
+            unet, image_encoder = load_image_to_video(task.start)
+        else:
+            unet, image_encoder = new_networks(task, self.vae.config.latent_channels, data.width)
+        self.network = Continuation(unet, image_encoder)
+
+    def _calibrate(self) -> MotionCalibration:
+        """The motion buckets of this training set: clips drawn as training draws them, ranked by their measured motion."""
+        rng = np.random.default_rng(0)
+        scores = []
+        for _ in range(CALIBRATION_CLIPS):
+            video, first, stride, fps = self.draw_clip(self.train_set, rng, min(self.task.num_frames))
+            scores.append(motion_score(self.train_set.clip(video, first, min(self.task.num_frames), stride), fps))
+        return MotionCalibration.fit(scores)
+
+    def draw_clip(self, frames: FrameSet, rng: np.random.Generator, num_frames: int) -> tuple[Video, int, int, float]:
+        """-> a video, its first frame, the stride, and the rate it is labelled with: near enough to life, see `max_speed`."""
+        while True:
+            video = frames.videos[rng.integers(len(frames.videos))]
+            fps = float(rng.uniform(*self.task.fps))
+            strides = [s for s in range(1, 9) if 1 / self.task.max_speed <= video.fps / s / fps <= self.task.max_speed]
+            strides = [s for s in strides if (num_frames - 1) * s < video.num_frames]
+            if strides:
+                stride = int(rng.choice(strides))
+                return video, int(rng.integers(video.num_frames - (num_frames - 1) * stride)), stride, fps
+
+    def batch(self, seed: list[int]) -> Batch:
+        """Clips of one random length of the recipe's, each with its own rate, motion bucket and augmentation."""
+        rng = np.random.default_rng(seed)
+        num_frames = int(rng.choice(self.task.num_frames))
+        drawn = [self.draw_clip(self.train_set, rng, num_frames) for _ in range(self.batch_size)]
+        rows = [slice(v.start + first, v.start + first + (num_frames - 1) * s + 1, s) for v, first, s, _ in drawn]
+        pixels = [self.train_set.frames[r] for r in rows]
+        buckets = [self.calibration.bucket(motion_score(p, fps)) for p, (*_, fps) in zip(pixels, drawn, strict=True)]
+        augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, self.batch_size))
+        latents = torch.from_numpy(np.stack([self.latents[r] for r in rows])).float()
+        return Batch(
+            latents.mul_(self.vae.config.scaling_factor).to(self.device),
+            to_pixels(np.stack([p[0] for p in pixels])).to(self.device),
+            torch.tensor([fps for *_, fps in drawn], device=self.device),
+            torch.tensor(buckets, device=self.device),
+            torch.tensor(augment, dtype=torch.float32, device=self.device),
+        )
+
+    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        sigma = draw_sigma(generator, len(batch.fps), self.task.p_mean, self.task.p_std)
+        share = torch.rand(len(batch.fps), generator=generator)
+        task = self.task
+        neither, latent = task.drop_both, task.drop_both + task.drop_latent
+        keep = torch.stack([(share >= neither) & ~((share >= latent) & (share < latent + task.drop_embedding)),
+                            share >= latent], dim=1)  # fmt: skip
+        losses = self.losses(network, batch, sigma, keep.float().to(self.device), generator)
+        return losses.mean(), {"sigma": sigma.mean().item(), "num_frames": batch.latents.shape[1]}
+
+    def losses(
+        self, network: nn.Module, batch: Batch, sigma: Tensor, keep: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Loss of each clip (B,) at the noise levels (B,). The noise of the condition frame is its own, not the target's."""
+        with torch.no_grad():
+            noise = torch.randn(batch.picture.shape, generator=generator)
+            latent = self.vae.encode(augment_picture(batch.picture, noise.to(self.device), batch.augment)[:, None])[:, 0]
+        denoiser = Denoiser(lambda x, c_noise: network(x, c_noise, batch, latent, keep))
+        noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
+        return denoising_loss(denoiser, batch.latents, sigma.to(self.device), noise)
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Held-out loss at fixed noise levels, on the first frames of each held-out video; the noise is always the same."""
+        num_frames, bins = min(self.task.num_frames), {sigma: [] for sigma in EVALUATION_SIGMAS}
+        for index, video in enumerate(self.held_out.videos[::2]):
+            stride = max(1, round(video.fps / 7))
+            frames = self.held_out.clip(video, 0, num_frames, stride)
+            if len(frames) < num_frames:
+                continue
+            fps = video.fps / stride
+            pixels = to_pixels(frames)[None].to(self.device)
+            clip = Batch(
+                self.vae.encode(pixels) * self.vae.config.scaling_factor,
+                pixels[:, 0],
+                *(torch.tensor([v], device=self.device) for v in (fps, self.calibration.bucket(motion_score(frames, fps)), 0.02)),
+            )
+            for sigma in EVALUATION_SIGMAS:
+                generator = torch.Generator().manual_seed(index)
+                keep = torch.ones(1, 2, device=self.device)
+                bins[sigma].append(self.losses(network, clip, torch.tensor([sigma]), keep, generator).item())
+        figures = {f"held_out_loss_{sigma}": float(np.mean(values)) for sigma, values in bins.items()}
+        return figures | {"held_out_loss": float(np.mean(list(figures.values())))}
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        settings = Settings(
+            num_frames=network.unet.config.num_frames,
+            width=self.data.width,
+            height=self.data.height,
+            fps=round(sum(self.task.fps) / 2, 1),
+            guidance=self.task.guidance,
+            num_steps=self.task.num_steps,
+            sampler=self.task.sampler,
+        )
+        parts = network.unet, network.image_encoder, self.vae
+        save_image_to_video(*parts, self.calibration, settings, folder / "bundle")
+
+
+def new_networks(task: ImageToVideoTask, latent_channels: int, width: int) -> tuple[UNet, ImageEncoder]:
+    """A UNet and an image encoder from scratch, as the recipe shapes them."""
+    attends = task.attention_levels
+    unet = UNet(
+        UNetConfig(
+            in_channels=2 * latent_channels,
+            out_channels=latent_channels,
+            down_block_types=tuple(f"{'CrossAttn' * a}DownBlockSpatioTemporal" for a in attends),
+            up_block_types=tuple(f"{'CrossAttn' * a}UpBlockSpatioTemporal" for a in reversed(attends)),
+            block_out_channels=task.block_out_channels,
+            norm_num_groups=task.norm_num_groups,
+            addition_time_embed_dim=task.block_out_channels[0],
+            projection_class_embeddings_input_dim=3 * task.block_out_channels[0],
+            layers_per_block=task.layers_per_block,
+            cross_attention_dim=task.context_dim,
+            num_attention_heads=task.num_attention_heads,
+            num_frames=max(task.num_frames),
+            sample_size=width // 8,
+        )
+    )
+    unet.reset()
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    image_encoder = ImageEncoder(shape | {"image_size": 224, "patch_size": 32, "projection_dim": task.context_dim})
+    return unet, image_encoder

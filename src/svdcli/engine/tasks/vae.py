@@ -1,0 +1,122 @@
+"""The autoencoder's training: reconstruct crops, images first (spatial layers), then short clips (temporal decoder)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svdcli.data.frames import FrameSet, split_frames
+from svdcli.engine.latents import to_pixels
+from svdcli.engine.tasks.parts import load_vae, save_vae
+from svdcli.model.vae import VAE, VAEConfig
+from svdcli.recipe.recipe import Data, VAETask
+
+EVALUATION_FRAMES = 64
+
+
+class Reconstruction(nn.Module):
+    """The autoencoder as one forward pass, so that a wrapped module sees the whole of training."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels (B, T, 3, H, W), noise like the latents -> reconstruction, and the posterior's mean and log variance."""
+        mean, log_var = self.vae.moments(pixels)
+        sample = mean + (0.5 * log_var).exp() * noise
+        return self.vae.decode(sample, as_images=pixels.shape[1] == 1), mean, log_var
+
+
+class Autoencoder:
+    """See `Task`."""
+
+    def __init__(self, task: VAETask, data: Data, batch_size: int, device: torch.device, cache: Path) -> None:
+        self.task, self.batch_size, self.device = task, batch_size, device
+        self.train_set, self.held_out = split_frames(data, cache)
+        if task.start is not None:
+            vae = load_vae(task.start)
+        else:
+            vae = VAE(
+                VAEConfig(
+                    down_block_types=("DownEncoderBlock2D",) * len(task.block_out_channels),
+                    block_out_channels=task.block_out_channels,
+                    layers_per_block=task.layers_per_block,
+                    latent_channels=task.latent_channels,
+                    sample_size=data.width,
+                    scaling_factor=1.0,
+                    force_upcast=False,
+                    norm_num_groups=task.norm_num_groups,
+                )
+            )
+            vae.reset()
+        if task.train == "decoder":
+            vae.encoder.requires_grad_(False)
+            vae.quant_conv.requires_grad_(False)
+        self.network = Reconstruction(vae)
+
+    def batch(self, seed: list[int]) -> Tensor:
+        """Random crops (B, T, 3, S, S) in [-1, 1]; every video is as likely as another, mirrored half of the time."""
+        rng, side = np.random.default_rng(seed), self.task.crop
+        clips = [random_crop(self.train_set, rng, self.task.num_frames, side) for _ in range(self.batch_size)]
+        return to_pixels(np.stack(clips)).to(self.device)
+
+    def loss(self, network: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        config = self.network.vae.config
+        shape = (*batch.shape[:2], config.latent_channels, *(s // config.downscale for s in batch.shape[-2:]))
+        noise = torch.randn(shape, generator=generator).to(batch)
+        out, mean, log_var = network(batch, noise)
+        error = out - batch
+        l1, mse = error.abs().mean(), error.square().mean()
+        kl = 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).mean()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        loss = l1 + self.task.gradient_weight * edges + self.task.kl_weight * kl
+        return loss, {"l1": l1.item(), "psnr_db": psnr_db(mse.item()), "kl": kl.item()}
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Mean PSNR (dB) of whole held-out frames, in clips of up to 8 so that the temporal layers act."""
+        vae: VAE = network.vae
+        scores, latents = [], []
+        per_video = max(1, EVALUATION_FRAMES // len(self.held_out.videos))
+        for video in self.held_out.videos:
+            count = min(per_video, video.num_frames)
+            pixels = to_pixels(self.held_out.clip(video, 0, count, 1)[None]).to(self.device)
+            z = vae.encode(pixels)
+            out = vae.decode(z, as_images=self.task.num_frames == 1).clamp(-1, 1)
+            errors = (out - pixels).square().mean(dim=(0, 2, 3, 4))
+            scores.append(np.mean([psnr_db(e) for e in errors.tolist()]))
+            latents.append(z.flatten())
+        return {"held_out_psnr_db": float(np.mean(scores)), "latent_std": torch.cat(latents).std().item()}
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        """The autoencoder with its scaling factor set to 1 / standard deviation of the training latents."""
+        rng = np.random.default_rng(0)
+        frames = np.stack([random_frame(self.train_set, rng) for _ in range(64)])[:, None]
+        with torch.no_grad():
+            latents = network.vae.encode(to_pixels(frames).to(self.device))
+        save_vae(network.vae, folder, scaling_factor=round(1.0 / latents.std().item(), 5))
+
+
+def psnr_db(mse: float) -> float:
+    """PSNR in dB of a mean squared error over the range [-1, 1]."""
+    return 10.0 * float(np.log10(4.0 / max(mse, 1e-12)))
+
+
+def random_crop(frames: FrameSet, rng: np.random.Generator, num_frames: int, side: int) -> np.ndarray:
+    """(T, side, side, 3) of neighbouring frames."""
+    long_enough = [v for v in frames.videos if v.num_frames >= num_frames]
+    video = long_enough[rng.integers(len(long_enough))]
+    clip = frames.clip(video, int(rng.integers(video.num_frames - num_frames + 1)), num_frames, 1)
+    top, left = rng.integers(clip.shape[1] - side + 1), rng.integers(clip.shape[2] - side + 1)
+    clip = clip[:, top : top + side, left : left + side]
+    return clip[:, :, ::-1] if rng.random() < 0.5 else clip
+
+
+def random_frame(frames: FrameSet, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3): a random frame of a random video."""
+    video = frames.videos[rng.integers(len(frames.videos))]
+    return frames.frames[video.start + rng.integers(video.num_frames)]

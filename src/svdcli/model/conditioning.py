@@ -1,0 +1,73 @@
+"""What the network is told beside the noisy clip: one type, built by one function, for training and for sampling alike.
+
+The quirks of the published weights have their names here (svd-facts §2.2, §4.3): `fps_id`, the order of the ids, the concat
+latent that is the posterior's mode, unscaled and not multiplied by c_in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdcli.model.attention import Context
+
+Network = Callable[[Tensor, Tensor, Context, Tensor], Tensor]
+
+
+def fps_id(fps: float) -> float:
+    """The id that the network knows a frame rate by: trained as fps − 1."""
+    return fps - 1.0
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Conditions of a batch of clips."""
+
+    context: Context
+    """tokens (B, N, D)"""
+    concat: Tensor
+    """latents beside the noisy ones, (B, 1 or T, c, h, w), never scaled by σ"""
+    vector_ids: Tensor
+    """(B, K) float32: fps id, motion bucket, augmentation σ"""
+
+    def null(self) -> Conditioning:
+        """The unconditional form for guidance: context and concat latents are zero, the ids stay."""
+        tokens = torch.zeros_like(self.context.tokens)
+        return Conditioning(Context(tokens), torch.zeros_like(self.concat), self.vector_ids)
+
+    def stacked(self, other: Conditioning) -> Conditioning:
+        """Both batches as one, this one first."""
+        return Conditioning(
+            Context(torch.cat([self.context.tokens, other.context.tokens])),
+            torch.cat([self.concat, other.concat]),
+            torch.cat([self.vector_ids, other.vector_ids]),
+        )
+
+    def bind(self, network: Network) -> Callable[[Tensor, Tensor], Tensor]:
+        """network(x, c_noise, context, ids) -> F(x_in, c_noise) for the denoiser: the concat latents join behind the scaled input."""
+
+        def conditioned(x: Tensor, c_noise: Tensor) -> Tensor:
+            concat = self.concat.to(x.dtype).expand(-1, x.shape[1], -1, -1, -1)
+            return network(torch.cat([x, concat], dim=2), c_noise, self.context, self.vector_ids)
+
+        return conditioned
+
+
+def condition_on_image(
+    embedding: Tensor, latent: Tensor, fps: Tensor, motion_bucket: Tensor, augment: Tensor
+) -> Conditioning:
+    """Image-to-video conditioning of a batch, each clip with its own values.
+
+    embedding: (B, D) of the clean picture. latent: (B, c, h, w), unscaled posterior mode of the noise-augmented picture.
+    fps (frames a second), motion_bucket and augment (σ of the noise on pixels in [-1, 1]): (B,).
+    """
+    ids = torch.stack([fps_id(fps), motion_bucket, augment], dim=1).float()  # type: ignore[arg-type]
+    return Conditioning(Context(embedding[:, None]), latent[:, None], ids.to(embedding.device))
+
+
+def augment_picture(pixels: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """pixels + σ · noise, before the encoder: pixels (B, 3, H, W) in [-1, 1], sigma (B,)."""
+    return pixels + sigma[:, None, None, None].to(pixels) * noise.to(pixels)

@@ -1,0 +1,1 @@
+"""TOML in, typed and frozen values out. No torch in here."""
