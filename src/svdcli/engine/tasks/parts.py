@@ -19,7 +19,7 @@ from svdcli.model.saving import part_of, save_bundle
 from svdcli.model.settings import Settings
 from svdcli.model.unet import UNet
 from svdcli.model.vae import VAE, VAEConfig
-from svdcli.model.weights import MappedWeights, load_module, write_weights
+from svdcli.model.weights import MappedWeights, check_weights, load_module, write_weights
 
 Module = TypeVar("Module", bound=nn.Module)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -31,7 +31,9 @@ def load_vae(source: Path) -> VAE:
     if not (folder / "config.json").exists():
         raise InputError(f"{source} holds no vae/config.json", "Train the autoencoder first: svd train recipes/nano/vae.toml")
     vae = VAE(VAEConfig.from_dict(json.loads((folder / "config.json").read_text())))
-    load_module(vae, MappedWeights(folder / WEIGHTS), f"the vae of {source}", torch.float32)
+    weights = MappedWeights(folder / WEIGHTS)
+    check_weights(weights, {name: tuple(t.shape) for name, t in vae.state_dict().items()}, f"the vae of {source}")
+    load_module(vae, weights, torch.float32)
     return own(vae)
 
 
