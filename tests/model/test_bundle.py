@@ -466,7 +466,8 @@ def test_no_network_no_disk_no_permission(monkeypatch: pytest.MonkeyPatch, empty
     for error, says in (
         (refused, "https://huggingface.co cannot be reached"),
         (errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE"),
-        (OSError(28, "full"), "HF_HUB_CACHE"),
+        (OSError(28, "full"), "disk is full"),
+        (OSError(13, "denied"), "cannot be written"),
     ):
         answer = hub.explain(error, "svd", "o/n", None)
         assert isinstance(answer, MachineError) and says in answer.message + answer.hint

@@ -170,7 +170,7 @@ def test_a_module_gets_the_mapped_tensors_themselves(tmp_path: Path) -> None:
     with torch.device("meta"):
         module = torch.nn.Linear(3, 2)
     weights = MappedWeights(path)
-    load_module(module, weights, "it")
+    load_module(module, weights)
     assert module.weight.untyped_storage().data_ptr() == weights.tensor("bias").untyped_storage().data_ptr()
     assert module.weight.requires_grad and torch.equal(module.weight, load_file(path)["weight"])
 
@@ -186,7 +186,7 @@ with torch.device("meta"):
     module = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(32)))
 torch.zeros(4).half().float()
 before = rss("VmRSS")
-load_module(module, MappedWeights(Path(sys.argv[1])), "it", dtype=getattr(torch, sys.argv[2]))
+load_module(module, MappedWeights(Path(sys.argv[1])), dtype=getattr(torch, sys.argv[2]))
 print(rss("VmHWM") - before)
 """
 

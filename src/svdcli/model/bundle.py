@@ -23,10 +23,11 @@ from torch import nn
 from svdcli.errors import InputError
 from svdcli.model import hub, implied, layouts
 from svdcli.model.hub import PARTS
+from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.settings import SETTINGS, Settings
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.vae import VAE, VAEConfig
-from svdcli.model.weights import MappedWeights, load_module, refuse_pickle, some
+from svdcli.model.weights import MappedWeights, check_weights, load_module, refuse_pickle, some
 
 METADATA = "svdcli"
 """Key of a single file's metadata under which our configurations and settings travel; other tools ignore
@@ -93,6 +94,11 @@ class BundleFiles:
                 f"The {part} configuration of {self.name} is wrong: {error}.", "Fetch it again."
             ) from error
 
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the part's tensors, as its configuration has them."""
+        state = stored_network(self.build(part)).state_dict()
+        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
     def weights(self, part: str, dtype: torch.dtype | None = None) -> MappedWeights:
         """The part's tensors under our names, read lazily. Of several precisions on disk, the one nearest to
         `dtype`.
@@ -101,7 +107,7 @@ class BundleFiles:
             paths = find_weights(self.path / part, STEMS[part], dtype)
             found = MappedWeights(paths)
             return found.arranged({n: s for n, s in found.layout.items() if not n.endswith(".position_ids")})
-        shapes = {name: tuple(t.shape) for name, t in self.build(part).state_dict().items()}
+        shapes = self.shapes(part)
         stored = self.single.stored
         if part == "unet":
             layout = layouts.unet_sources(self.configs[part], shapes)
@@ -111,6 +117,14 @@ class BundleFiles:
             layout = layouts.tower_sources(self.configs[part], shapes)
         return self.single.arranged(layout)
 
+    def checked(self, part: str, dtype: torch.dtype | None = None) -> MappedWeights:
+        """The part's `weights`, or InputError that names missing, extra or mis-shaped keys."""
+        weights = self.weights(part, dtype)
+        if self.single is not None:
+            self._refuse_extra(part, weights)
+        check_weights(weights, self.shapes(part), f"the {part} of {self.name}")
+        return weights
+
     def part(
         self, part: str, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> nn.Module:
@@ -118,11 +132,9 @@ class BundleFiles:
 
         Raises InputError that names missing, extra or mis-shaped keys.
         """
-        weights = self.weights(part, dtype)
-        if self.single is not None:
-            self._refuse_extra(part, weights)
+        weights = self.checked(part, dtype)
         module = self.build(part)
-        load_module(module, weights, f"the {part} of {self.name}", dtype, device)
+        load_module(stored_network(module), weights, dtype, device)
         return _finish(part, module, device).eval()
 
     def _refuse_extra(self, part: str, weights: MappedWeights) -> None:
@@ -160,12 +172,12 @@ def _open_folder(name: str, path: Path) -> BundleFiles:
         raise InputError(f"{path} is not a bundle: it has no {hub.INDEX}.", f"Give {hint}.")
     index = _read_json(path / hub.INDEX)
     configs = {part: _read_json(file) for part in PARTS if (file := path / part / "config.json").is_file()}
-    for part, file in (
+    for part, config in (
         ("scheduler", "scheduler_config.json"),
         ("feature_extractor", "preprocessor_config.json"),
     ):
-        if (path / part / file).is_file():
-            configs[part] = _read_json(path / part / file)
+        if (path / part / config).is_file():
+            configs[part] = _read_json(path / part / config)
     try:
         num_frames = int(configs.get("unet", {}).get("num_frames") or 25)
         settings = replace(Settings.default(num_frames), task=_task(index, configs))
@@ -249,7 +261,7 @@ def find_weights(folder: Path, stem: str, dtype: torch.dtype | None = None) -> l
 
     Raises InputError where there is none, only a pickle, or a shard is missing.
     """
-    half = {torch.float16: ["fp16"], torch.bfloat16: ["bf16"]}.get(dtype, [])  # type: ignore[call-overload]
+    half = ["fp16"] if dtype == torch.float16 else ["bf16"] if dtype == torch.bfloat16 else []
     for variant in [*half, "", "fp16", "bf16"]:
         dot = f".{variant}" if variant else ""
         if (file := folder / f"{stem}{dot}.safetensors").is_file():
@@ -283,9 +295,12 @@ def _module(part: str, config: Mapping[str, Any]) -> nn.Module:
         return UNet(UNetConfig.from_dict(dict(config)))
     if part == "vae":
         return VAE(VAEConfig.from_dict(dict(config)))
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    return ImageEncoder(dict(config))
 
-    return CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(dict(config)))
+
+def stored_network(module: nn.Module) -> nn.Module:
+    """The module whose tensors have the names on disk: in an image encoder it is transformers' own."""
+    return module.clip if isinstance(module, ImageEncoder) else module
 
 
 def _finish(part: str, module: nn.Module, device: torch.device | str) -> nn.Module:
@@ -311,7 +326,7 @@ class Bundle:
     files: BundleFiles
     unet: UNet | None = None
     vae: VAE | None = None
-    image_encoder: nn.Module | None = None
+    image_encoder: ImageEncoder | None = None
 
     @classmethod
     def load(

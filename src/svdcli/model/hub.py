@@ -158,11 +158,11 @@ def available() -> list[Found]:
             if path not in seen and is_bundle(path):
                 found.append(Found(path.name, path, FOLDERS))
     known = {entry.repo for entry in KNOWN.values()}
-    for home in sorted(cache_folder().glob("models--*--*")):
-        repo = home.name.removeprefix("models--").replace("--", "/", 1)
-        path = None if repo in known else cached(repo)
-        if path and _is_video(path):
-            found.append(Found(repo, path, "hub cache"))
+    for stored in sorted(cache_folder().glob("models--*--*")):
+        repo = stored.name.removeprefix("models--").replace("--", "/", 1)
+        here = None if repo in known else cached(repo)
+        if here and _is_video(here):
+            found.append(Found(repo, here, "hub cache"))
     return found
 
 
@@ -303,6 +303,10 @@ def explain(error: Exception, ref: str, repo: str, endpoint: str | None) -> SvdE
             f"The disk is full: {repo} could not be stored in {cache_folder()}.",
             "Free some space (`hf cache prune`), or set HF_HUB_CACHE to a folder on another disk.",
         )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return MachineError(
+            f"The hub's cache {cache_folder()} cannot be written.", "Set HF_HUB_CACHE to a folder where you may write."
+        )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.HfHubHTTPError) and status in (401, 403):
         return InputError(
@@ -315,7 +319,7 @@ def explain(error: Exception, ref: str, repo: str, endpoint: str | None) -> SvdE
         said = f" (status {status})" if status else ""
         return MachineError(
             f"{host} cannot be reached or does not answer{said}, so {repo} was not fetched.",
-            f"Check the network or proxy and run {again} again (it resumes), or name a mirror with --mirror URL or "
+            f"Check the network or proxy and run {again} again (it resumes), or try a mirror: --mirror URL or "
             "HF_ENDPOINT.",
         )
     if isinstance(error, errors.HFValidationError):

@@ -85,7 +85,7 @@ def _levels(shapes: Shapes) -> tuple[list[int], list[int], list[bool], list[int]
     for block in range(1, _count(shapes, "input_blocks.#.")):
         if f"input_blocks.{block}.0.op.weight" in shapes:
             for values, start in ((widths, 0), (layers, 0), (attends, False), (depths, 1)):
-                values.append(start)  # type: ignore[attr-defined]
+                values.append(start)  # type: ignore[attr-defined, arg-type]
             continue
         widths[-1] = shapes[f"input_blocks.{block}.0.in_layers.2.weight"][0]
         layers[-1] += 1

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdcli.model.weights import Source
+from svdcli.model.weights import MappedWeights, Source
 
 UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
@@ -389,3 +389,37 @@ def leftover(stored: Iterable[str], sources: Iterable[Mapping[str, Source]]) -> 
     used = {key for part in sources for source in part.values() for key in source.keys}
     second = FIRST_STAGE + "encoder."
     return [key for key in stored if key not in used and not UNUSED.match(key) and not key.startswith(second)]
+
+
+def encoder_differences(weights: MappedWeights) -> list[str]:
+    """Where the two encoders of a single file differ, by name; empty where it holds one, or both say the
+    same.
+
+    The first stage's last convolution may have taken the frame encoder's quant_conv in; up to rounding that
+    is the same.
+    """
+    second = frame_encoder(weights.stored)
+    if not second:
+        return []
+    get = weights.arranged({key: Source((key,)) for key in weights.stored}).tensor
+    pairs = [
+        (key, second + key.removeprefix(FIRST_STAGE)) for key in weights.stored if key.startswith(FIRST_STAGE)
+    ]
+    pairs = [
+        (one, two) for one, two in pairs if two in weights.stored and one.startswith(FIRST_STAGE + "encoder.")
+    ]
+    differ = [one for one, two in pairs if not torch.equal(get(one), get(two))]
+    conv, quant = "encoder.conv_out.", "quant_conv."
+    if second + quant + "weight" not in weights.stored:
+        return differ
+    folded = {
+        "weight": _behind_weight(get(second + conv + "weight"), get(second + quant + "weight")),
+        "bias": _behind_bias(
+            *(get(second + key) for key in (conv + "bias", quant + "weight", quant + "bias"))
+        ),
+    }
+    close = all(
+        torch.allclose(get(f"{FIRST_STAGE}{conv}{leaf}").float(), tensor.float(), rtol=1e-2, atol=1e-3)
+        for leaf, tensor in folded.items()
+    )
+    return [name for name in differ if not (close and name.startswith(FIRST_STAGE + conv))]

@@ -18,8 +18,9 @@ from torch import nn
 from svdcli.errors import UsageError
 from svdcli.io.files import atomic_folder, atomic_path
 from svdcli.model import hub, layouts
-from svdcli.model.bundle import METADATA, STEMS, Bundle, BundleFiles
+from svdcli.model.bundle import METADATA, STEMS, Bundle, BundleFiles, stored_network
 from svdcli.model.hub import PARTS
+from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.settings import SETTINGS, Settings
 from svdcli.model.weights import MappedWeights, ToWrite, some, write_weights
 
@@ -77,18 +78,23 @@ class Part:
 def part_of(
     source: nn.Module | MappedWeights, dtype: torch.dtype | None = None, config: dict[str, Any] | None = None
 ) -> Part:
-    """A module, or weights on disk with their configuration, as a part to be saved, floats cast to
-    `dtype`.
-    """
+    """A module, or weights on disk with their configuration, as a part to be saved, floats cast."""
     tensors: dict[str, ToWrite] = {}
     if isinstance(source, MappedWeights):
         for name in source:
             kind = _cast(source.dtype(name), dtype)
             tensors[name] = ToWrite(source.shape(name), kind, lambda n=name, k=kind: source.tensor(n, k))  # type: ignore[misc]
         return Part(config or {}, tensors)
-    for name, tensor in source.state_dict().items():
+    for name, tensor in stored_network(source).state_dict().items():
         tensors[name] = ToWrite(tuple(tensor.shape), _cast(tensor.dtype, dtype), lambda t=tensor: t)  # type: ignore[misc]
-    return Part(config or source.config.to_dict(), tensors)  # type: ignore[union-attr, operator]
+    return Part(config or config_of(source), tensors)
+
+
+def config_of(module: nn.Module) -> dict[str, Any]:
+    """A part's configuration as its `config.json` says it."""
+    if isinstance(module, ImageEncoder):
+        return {**module.config.to_diff_dict(), "architectures": [CLASSES["image_encoder"][1]]}
+    return module.config.to_dict()  # type: ignore[union-attr, operator]
 
 
 def _cast(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
@@ -96,9 +102,9 @@ def _cast(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
 
 
 def parts_of(source: Bundle | BundleFiles, dtype: torch.dtype | None = None) -> dict[str, Part]:
-    """All parts of a bundle, to be saved."""
+    """All parts of a bundle, to be saved. Raises InputError where weights do not fit their configuration."""
     if isinstance(source, BundleFiles):
-        return {part: part_of(source.weights(part), dtype, source.configs[part]) for part in PARTS}
+        return {part: part_of(source.checked(part), dtype, source.configs[part]) for part in PARTS}
     modules = {part: getattr(source, part) for part in PARTS}
     absent = [part for part, module in modules.items() if module is None]
     if absent:
@@ -114,8 +120,7 @@ def save_bundle(
     settings: Settings,
     configs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write a diffusers pipeline folder with `svd.json`, whole or not at all; memory for one tensor at a
-    time.
+    """Write a diffusers pipeline folder with `svd.json`, whole or not at all, one tensor in memory at a time.
 
     `configs` may carry a "scheduler" and a "feature_extractor" to keep.
     `StableVideoDiffusionPipeline.from_pretrained` loads it. Raises UsageError or MachineError where the
@@ -123,9 +128,7 @@ def save_bundle(
     """
     configs = configs or {}
     index: dict[str, Any] = {"_class_name": "StableVideoDiffusionPipeline", "_diffusers_version": "0.24.0"}
-    for part, names in CLASSES.items():
-        own = parts[part].config.get("_class_name") if part == "image_encoder" else None
-        index[part] = ["svdcli", own] if own else list(names)
+    index |= {part: list(names) for part, names in CLASSES.items()}
     with atomic_folder(folder) as temporary:
         for part in PARTS:
             (temporary / part).mkdir()
@@ -148,11 +151,6 @@ def save_single(parts: Mapping[str, Part], path: Path, settings: Settings) -> No
     for bit.
     """
     configs = {part: parts[part].config for part in PARTS}
-    if "_class_name" in configs["image_encoder"]:
-        raise UsageError(
-            "This bundle's image encoder has no place in the single-file layout.",
-            "Convert it --to diffusers.",
-        )
     ours = {f"{part}.{name}": tensor for part in PARTS for name, tensor in parts[part].tensors.items()}
     tensors = {}
     for single, source in layouts.single_sources(
