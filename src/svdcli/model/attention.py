@@ -11,14 +11,14 @@ from svdcli.model.blocks import Mixer
 from svdcli.model.embedding import EmbeddingMLP, sinusoid
 
 FEED_FORWARD_ROWS = 1 << 25
-"""Inference keeps the hidden layer of a feed-forward below this many numbers, by working through the tokens in slices."""
+"""Inference keeps the hidden layer of a feed-forward below this many numbers, by slicing the tokens."""
 
 
 class Context:
     """Context tokens (B, N, D) of a batch of clips, and what cross-attention made of them.
 
-    With a single token softmax is 1, so that a cross-attention's output does not depend on its query: it is one vector per
-    clip, the same at every noise level. Each attention computes it once and leaves it here.
+    With a single token softmax is 1, so that a cross-attention's output does not depend on its query: it is
+    one vector per clip, the same at every noise level. Each attention computes it once and leaves it here.
     """
 
     def __init__(self, tokens: Tensor) -> None:
@@ -29,7 +29,9 @@ class Context:
 class Attention(nn.Module):
     """Multi-head attention with the projections named as in the published weights."""
 
-    def __init__(self, width: int, num_heads: int, context_width: int | None = None, bias: bool = False) -> None:
+    def __init__(
+        self, width: int, num_heads: int, context_width: int | None = None, bias: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.to_q = nn.Linear(width, width, bias=bias)
@@ -56,7 +58,7 @@ class Attention(nn.Module):
         return self.to_out[0](rearrange(out, "(b n) h t d -> (b t) n (h d)", n=x.shape[1]))
 
     def cross(self, x: Tensor, context: Context) -> Tensor:
-        """x (B T, N, D) attends to its clip's context: what is to be added, (B T, N, D) or broadcast (B T, 1, D)."""
+        """x (B T, N, D) attends to its clip's context -> (B T, N, D), or (B T, 1, D) to broadcast."""
         tokens = context.tokens
         repeats = x.shape[0] // tokens.shape[0]
         if tokens.shape[1] == 1:
@@ -89,7 +91,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(rows, N, D) -> (rows, N, D). Without gradients the tokens pass in slices, so that the hidden layer stays small."""
+        """(rows, N, D) -> the same. Without gradients in slices, to keep the hidden layer small."""
         rows = max(1, FEED_FORWARD_ROWS // (8 * x.shape[1] * x.shape[2]))
         if torch.is_grad_enabled() or rows >= x.shape[0]:
             return self.net[2](self.net[0](x))
@@ -136,19 +138,21 @@ class TemporalBlock(nn.Module):
 
 
 def add_cross(block: SpatialBlock | TemporalBlock, x: Tensor, context: Context) -> Tensor:
-    """x + cross-attention of norm2(x), without the norm where the one-token shortcut makes the query irrelevant."""
+    """x + cross-attention of norm2(x); a single token needs no query, hence no norm."""
     query = x if context.tokens.shape[1] == 1 else block.norm2(x)
     return x + block.attn2.cross(query, context)
 
 
 class SpatioTemporalTransformer(nn.Module):
-    """Spatial block, then temporal block on its output plus the frame index, blended by one learned number."""
+    """Spatial block, then temporal block on its output plus the frame index; one number blends them."""
 
     def __init__(self, width: int, num_heads: int, num_layers: int, context_width: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, 1e-6)
         self.proj_in = nn.Linear(width, width)
-        self.transformer_blocks = nn.ModuleList(SpatialBlock(width, num_heads, context_width) for _ in range(num_layers))
+        self.transformer_blocks = nn.ModuleList(
+            SpatialBlock(width, num_heads, context_width) for _ in range(num_layers)
+        )
         self.temporal_transformer_blocks = nn.ModuleList(
             TemporalBlock(width, num_heads, context_width) for _ in range(num_layers)
         )

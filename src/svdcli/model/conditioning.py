@@ -1,13 +1,14 @@
-"""What the network is told beside the noisy clip: one type, built by one function, for training and for sampling alike.
+"""What the network is told beside the noisy clip: one type, built by one function, for training and sampling.
 
-The quirks of the published weights have their names here (svd-facts §2.2, §4.3): `fps_id`, the order of the ids, the concat
-latent that is the posterior's mode, unscaled and not multiplied by c_in.
+The quirks of the published weights have their names here (svd-facts §2.2, §4.3): `fps_id`, the order of the
+ids, the concat latent that is the posterior's mode, unscaled and not multiplied by c_in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from torch import Tensor
 from svdcli.model.attention import Context
 
 Network = Callable[[Tensor, Tensor, Context, Tensor], Tensor]
+Rate = TypeVar("Rate", float, Tensor)
 
 
-def fps_id(fps: float) -> float:
+def fps_id(fps: Rate) -> Rate:
     """The id that the network knows a frame rate by: trained as fps − 1."""
     return fps - 1.0
 
@@ -47,7 +49,10 @@ class Conditioning:
         )
 
     def bind(self, network: Network) -> Callable[[Tensor, Tensor], Tensor]:
-        """network(x, c_noise, context, ids) -> F(x_in, c_noise) for the denoiser: the concat latents join behind the scaled input."""
+        """network(x, c_noise, context, ids) -> F(x_in, c_noise) for the denoiser.
+
+        The concat latents join behind the input, which the denoiser has scaled already.
+        """
 
         def conditioned(x: Tensor, c_noise: Tensor) -> Tensor:
             concat = self.concat.to(x.dtype).expand(-1, x.shape[1], -1, -1, -1)
@@ -61,10 +66,11 @@ def condition_on_image(
 ) -> Conditioning:
     """Image-to-video conditioning of a batch, each clip with its own values.
 
-    embedding: (B, D) of the clean picture. latent: (B, c, h, w), unscaled posterior mode of the noise-augmented picture.
-    fps (frames a second), motion_bucket and augment (σ of the noise on pixels in [-1, 1]): (B,).
+    embedding: (B, D) of the clean picture. latent: (B, c, h, w), unscaled posterior mode of the
+    noise-augmented picture. fps (frames a second), motion_bucket and augment (σ of the noise on pixels in
+    [-1, 1]): (B,).
     """
-    ids = torch.stack([fps_id(fps), motion_bucket, augment], dim=1).float()  # type: ignore[arg-type]
+    ids = torch.stack([fps_id(fps), motion_bucket, augment], dim=1).float()
     return Conditioning(Context(embedding[:, None]), latent[:, None], ids.to(embedding.device))
 
 

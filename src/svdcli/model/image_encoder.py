@@ -1,12 +1,13 @@
 """The CLIP image embedding that stands in for text (SVD paper app. D.4; svd-facts §2.2).
 
-The network is transformers' `CLIPVisionModelWithProjection`; what is ours is the preprocessing, which is part of the model:
-antialiased bicubic resize to 224×224 without a crop, on pixels in [-1, 1], then CLIP's mean and standard deviation.
+The network is transformers' `CLIPVisionModelWithProjection`; what is ours is the preprocessing, which is part
+of the model: antialiased bicubic resize to 224×224 without a crop, on pixels in [-1, 1], then CLIP's mean and
+standard deviation.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,19 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageEncoder(nn.Module):
-    """A picture -> one embedding, the only token of the context."""
+    """A picture -> one embedding, the only token of the context.
+
+    The state-dict keys of `clip` equal those of the published weights.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        """`config`: the keys of a transformers `image_encoder/config.json`. State-dict keys equal those of the published weights."""
+        """`config`: the keys of a transformers `image_encoder/config.json`."""
         super().__init__()
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-        self.config = CLIPVisionConfig(**{k: v for k, v in config.items() if k not in ("architectures", "model_type")})
+        self.config = CLIPVisionConfig(
+            **{k: v for k, v in config.items() if k not in ("architectures", "model_type")}
+        )
         self.clip = CLIPVisionModelWithProjection(self.config)
 
     @property
@@ -34,11 +40,11 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> embeddings (B, D)."""
-        side = self.config.image_size
+        side = cast(int, self.config.image_size)
         return self.clip(self.preprocess(pixels, side)).image_embeds
 
     def preprocess(self, pixels: Tensor, side: int) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] -> CLIP's input (B, 3, side, side), of the network's dtype; float32 on the way."""
+        """Pixels (B, 3, H, W) in [-1, 1] -> CLIP's input (B, 3, side, side), of the network's dtype."""
         small = (resize_antialiased(pixels.float(), side) + 1.0) / 2.0
         mean = small.new_tensor(CLIP_MEAN)[:, None, None]
         std = small.new_tensor(CLIP_STD)[:, None, None]
@@ -48,7 +54,8 @@ class ImageEncoder(nn.Module):
 def resize_antialiased(x: Tensor, side: int) -> Tensor:
     """(B, C, H, W) -> (B, C, side, side): Gaussian blur against aliasing, then bicubic with aligned corners.
 
-    The blur's σ per axis is (factor − 1) / 2, its kernel spans ±2σ and is odd, at least 3 wide; edges are reflected.
+    The blur's σ per axis is (factor − 1) / 2, its kernel spans ±2σ and is odd, at least 3 wide; edges are
+    reflected.
     """
     for axis in (-2, -1):
         x = _blur(x, max((x.shape[axis] / side - 1.0) / 2.0, 0.001), axis)

@@ -1,11 +1,12 @@
 """The spatio-temporal UNet of Stable Video Diffusion (SVD paper §2, app. D; svd-facts §2.1).
 
-State-dict keys equal those of the published weights in the diffusers layout, key for key. At SVD's configuration it has
-1,524,623,082 parameters.
+State-dict keys equal those of the published weights in the diffusers layout, key for key. At SVD's
+configuration it has 1,524,623,082 parameters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,6 +22,7 @@ from svdcli.model.blocks import (
     TemporalResBlock,
     Upsample,
     norm_silu,
+    silence,
 )
 from svdcli.model.embedding import EmbeddingMLP, sinusoid
 
@@ -31,7 +33,9 @@ class UNetConfig:
 
     in_channels: int = 8
     out_channels: int = 4
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlockSpatioTemporal",) * 3 + ("DownBlockSpatioTemporal",)
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlockSpatioTemporal",) * 3 + (
+        "DownBlockSpatioTemporal",
+    )
     up_block_types: tuple[str, ...] = ("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 3
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     addition_time_embed_dim: int = 256
@@ -46,9 +50,12 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
-        """From a parsed `config.json`; keys that do not shape the network are left out, lists become tuples."""
+        """From a parsed `config.json`; keys that do not shape the network are left out."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+        chosen: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
+        }
+        return cls(**chosen)
 
     def to_dict(self) -> dict[str, Any]:
         return {"_class_name": "UNetSpatioTemporalConditionModel", **asdict(self)}
@@ -71,7 +78,16 @@ class UNetConfig:
 class Level(nn.Module):
     """Residual blocks of one resolution, each with a transformer behind it where the level attends."""
 
-    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], sampler: tuple[str, nn.Module] | None) -> None:
+    attentions: nn.ModuleList
+    downsamplers: nn.ModuleList
+    upsamplers: nn.ModuleList
+
+    def __init__(
+        self,
+        resnets: Sequence[nn.Module],
+        attentions: Sequence[nn.Module],
+        sampler: tuple[str, nn.Module] | None,
+    ) -> None:
         super().__init__()
         if attentions:
             self.attentions = nn.ModuleList(attentions)
@@ -85,7 +101,9 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    def forward(self, x: Tensor, emb: Tensor, context: Context, num_frames: int) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, emb: Tensor, context: Context, num_frames: int
+    ) -> tuple[Tensor, list[Tensor]]:
         """-> the level's output, and what the way up will want of it."""
         skips = []
         for index in range(len(self.resnets)):
@@ -98,7 +116,9 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context, num_frames: int) -> Tensor:
+    def forward(
+        self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context, num_frames: int
+    ) -> Tensor:
         """Takes its skips off the end of the list, the deepest first."""
         for index in range(len(self.resnets)):
             x = self.layer(index, torch.cat([x, skips.pop()], dim=1), emb, context, num_frames)
@@ -127,7 +147,9 @@ class UNet(nn.Module):
         self.time_embedding = EmbeddingMLP(widths[0], emb_width)
         self.add_embedding = EmbeddingMLP(config.projection_class_embeddings_input_dim, emb_width)
         self.down_blocks = nn.ModuleList(self._down_level(i, emb_width) for i in range(config.num_levels))
-        self.up_blocks = nn.ModuleList(self._up_level(i, emb_width) for i in reversed(range(config.num_levels)))
+        self.up_blocks = nn.ModuleList(
+            self._up_level(i, emb_width) for i in reversed(range(config.num_levels))
+        )
         self.mid_block = self._mid_level(emb_width)
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], 1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
@@ -136,7 +158,9 @@ class UNet(nn.Module):
         config = self.config
         heads, context = config.per_level("num_attention_heads"), config.per_level("cross_attention_dim")
         depth = num_layers or config.per_level("transformer_layers_per_block")[level]
-        return SpatioTemporalTransformer(config.block_out_channels[level], heads[level], depth, context[level], config.norm_num_groups)
+        return SpatioTemporalTransformer(
+            config.block_out_channels[level], heads[level], depth, context[level], config.norm_num_groups
+        )
 
     def _down_level(self, level: int, emb_width: int) -> DownLevel:
         config, widths = self.config, self.config.block_out_channels
@@ -144,7 +168,9 @@ class UNet(nn.Module):
         num_layers = config.per_level("layers_per_block")[level]
         inputs = [widths[max(level - 1, 0)]] + [widths[level]] * (num_layers - 1)
         resnets = [
-            SpatioTemporalResBlock(width, widths[level], emb_width, config.norm_num_groups, eps=1e-6 if attends else 1e-5)
+            SpatioTemporalResBlock(
+                width, widths[level], emb_width, config.norm_num_groups, eps=1e-6 if attends else 1e-5
+            )
             for width in inputs
         ]
         attentions = [self._transformer(level) for _ in resnets] if attends else []
@@ -173,10 +199,12 @@ class UNet(nn.Module):
         return MidLevel(resnets, [self._transformer(-1)], None)
 
     def embed(self, c_noise: Tensor, vector_ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """Noise level (B,) and ids (B, K) -> the embedding that shifts every block (B, D), its SiLU already taken."""
+        """Noise level (B,) and ids (B, K) -> the embedding that shifts every block (B, D), after its SiLU."""
         config = self.config
         if vector_ids.shape[1] != config.num_vector_ids:
-            raise ValueError(f"the network takes {config.num_vector_ids} vector ids, not {vector_ids.shape[1]}")
+            raise ValueError(
+                f"the network takes {config.num_vector_ids} vector ids, not {vector_ids.shape[1]}"
+            )
         emb = self.time_embedding(sinusoid(c_noise, config.block_out_channels[0]).to(dtype))
         ids = sinusoid(vector_ids, config.addition_time_embed_dim).flatten(1).to(dtype)
         return nn.functional.silu(emb + self.add_embedding(ids))
@@ -184,9 +212,10 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, context: Tensor | Context, vector_ids: Tensor) -> Tensor:
         """Predict F (B, T, C_out, h, w), of x's dtype.
 
-        x: (B, T, C_in, h, w), scaled noisy latents with the concat latents behind them. c_noise: (B,), ¼ ln σ. context: (B, N, D)
-        or a `Context`, which keeps the one-token vectors from step to step. vector_ids: (B, K), fps id, motion bucket,
-        augmentation σ in this order. Raises ValueError where the number of ids is not the network's.
+        x: (B, T, C_in, h, w), scaled noisy latents with the concat latents behind them. c_noise: (B,), ¼ ln
+        σ. context: (B, N, D) or a `Context`, which keeps the one-token vectors from step to step. vector_ids:
+        (B, K), fps id, motion bucket, augmentation σ in this order. Raises ValueError where the number of ids
+        is not the network's.
         """
         batch, num_frames = x.shape[:2]
         emb = self.embed(c_noise, vector_ids, x.dtype)
@@ -204,13 +233,10 @@ class UNet(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Start for training: every residual branch, and F itself, is silent, so that the untrained denoiser is c_skip · x."""
+        """Start for training: residual branches and F itself are silent: the denoiser begins as c_skip · x."""
         for module in self.modules():
             if isinstance(module, ResBlock | TemporalResBlock):
-                nn.init.zeros_(module.conv2.weight)
-                nn.init.zeros_(module.conv2.bias)
+                silence(module.conv2)
             elif isinstance(module, SpatioTemporalTransformer):
-                nn.init.zeros_(module.proj_out.weight)
-                nn.init.zeros_(module.proj_out.bias)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+                silence(module.proj_out)
+        silence(self.conv_out)
