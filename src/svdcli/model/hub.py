@@ -305,7 +305,8 @@ def explain(error: Exception, ref: str, repo: str, endpoint: str | None) -> SvdE
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return MachineError(
-            f"The hub's cache {cache_folder()} cannot be written.", "Set HF_HUB_CACHE to a folder where you may write."
+            f"The hub's cache {cache_folder()} cannot be written.",
+            "Set HF_HUB_CACHE to a folder where you may write.",
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.HfHubHTTPError) and status in (401, 403):
@@ -319,7 +320,7 @@ def explain(error: Exception, ref: str, repo: str, endpoint: str | None) -> SvdE
         said = f" (status {status})" if status else ""
         return MachineError(
             f"{host} cannot be reached or does not answer{said}, so {repo} was not fetched.",
-            f"Check the network or proxy and run {again} again (it resumes), or try a mirror: --mirror URL or "
+            f"Check the network or proxy and run {again} again (it resumes), or a mirror with --mirror URL or "
             "HF_ENDPOINT.",
         )
     if isinstance(error, errors.HFValidationError):
