@@ -320,8 +320,8 @@ def explain(error: Exception, ref: str, repo: str, endpoint: str | None) -> SvdE
         said = f" (status {status})" if status else ""
         return MachineError(
             f"{host} cannot be reached or does not answer{said}, so {repo} was not fetched.",
-            f"Check the network or proxy and run {again} again (it resumes), or a mirror with --mirror URL or "
-            "HF_ENDPOINT.",
+            f"Check the network or proxy and run {again} again (it resumes), or name a mirror with "
+            "--mirror URL or HF_ENDPOINT.",
         )
     if isinstance(error, errors.HFValidationError):
         return InputError(f"{ref} is not a hub id.", "A hub id is OWNER/NAME.")
