@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
     def cross(self, x: Tensor, context: Context) -> Tensor:
         """x (B T, N, D) attends to its clip's context -> (B T, N, D), or (B T, 1, D) to broadcast."""
-        tokens = context.tokens
+        tokens = context.tokens.to(x.dtype)
         repeats = x.shape[0] // tokens.shape[0]
         if tokens.shape[1] == 1:
             if self not in context.vectors:
@@ -170,7 +170,7 @@ class SpatioTemporalTransformer(nn.Module):
         frames, _, height, width = x.shape
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         position = self.frame_embedding(num_frames, h).repeat(frames // num_frames, 1, 1)
-        alpha = torch.sigmoid(self.time_mixer.mix_factor)
+        alpha = torch.sigmoid(self.time_mixer.mix_factor).to(h.dtype)  # under autocast the two differ
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             h = spatial(h, context)
             h = torch.lerp(temporal(h + position, num_frames, context), h, alpha)

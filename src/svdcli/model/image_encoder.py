@@ -55,10 +55,11 @@ def resize_antialiased(x: Tensor, side: int) -> Tensor:
     """(B, C, H, W) -> (B, C, side, side): Gaussian blur against aliasing, then bicubic with aligned corners.
 
     The blur's σ per axis is (factor − 1) / 2, its kernel spans ±2σ and is odd, at least 3 wide; edges are
-    reflected.
+    reflected. An axis that does not shrink stays sharp.
     """
     for axis in (-2, -1):
-        x = _blur(x, max((x.shape[axis] / side - 1.0) / 2.0, 0.001), axis)
+        if x.shape[axis] > side:
+            x = _blur(x, (x.shape[axis] / side - 1.0) / 2.0, axis)
     return F.interpolate(x, size=(side, side), mode="bicubic", align_corners=True)
 
 
