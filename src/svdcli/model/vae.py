@@ -18,7 +18,6 @@ from svdcli.model.blocks import (
     Downsample,
     ResBlock,
     SpatioTemporalResBlock,
-    TemporalResBlock,
     Upsample,
     norm_silu,
     over_space,
@@ -194,17 +193,3 @@ class VAE(nn.Module):
         """
         folded = latents.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         return self.decoder(folded, None if as_images else latents.shape[1]).unflatten(0, latents.shape[:2])
-
-    @torch.no_grad()
-    def reset(self) -> None:
-        """Start for training: plain paths keep the signal's variance, residual branches and temporal layers are silent."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-                nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, ResBlock | TemporalResBlock):
-                nn.init.zeros_(module.conv2.weight)
-                nn.init.zeros_(module.conv2.bias)
-        nn.init.zeros_(self.decoder.time_conv_out.bias)
-        nn.init.dirac_(self.decoder.time_conv_out.weight)

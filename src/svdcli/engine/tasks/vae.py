@@ -12,6 +12,7 @@ from svdcli.data.frames import FrameSet, split_frames
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.parts import load_vae, save_vae
 from svdcli.model.vae import VAE, VAEConfig
+from svdcli.model.vae_start import start_from_patches
 from svdcli.recipe.recipe import Data, VAETask
 
 EVALUATION_FRAMES = 64
@@ -52,7 +53,8 @@ class Autoencoder:
                     norm_num_groups=task.norm_num_groups,
                 )
             )
-            vae.reset()
+            rng = np.random.default_rng(0)
+            start_from_patches(vae, to_pixels(np.stack([random_frame(self.train_set, rng) for _ in range(64)])))
         if task.train == "decoder":
             vae.encoder.requires_grad_(False)
             vae.quant_conv.requires_grad_(False)

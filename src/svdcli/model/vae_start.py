@@ -1,0 +1,144 @@
+"""A start for training the autoencoder: the principal components of 8×8 patches, built into its convolutions.
+
+A random start spends its first thousand steps on finding what a linear analysis knows. Here the encoder begins as exactly that
+analysis, one component a latent channel, and the decoder as the mean colour of each patch; the residual blocks are silent and
+learn the rest. Signals pass the norms and SiLUs unharmed as a pair: SiLU(x) − SiLU(−x) = x, beside a pair of constants that
+keeps the norm's divisor nearly the same for every picture.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from svdcli.model.blocks import ResBlock, TemporalResBlock
+from svdcli.model.vae import VAE
+
+INITIAL_LOG_VAR = -8.0
+"""Log variance of the posterior: at 0 its noise would drown the latents for hundreds of steps."""
+SIGNAL, BALLAST = 0.5, 1.5
+"""Standard deviation of a signal before a norm, and the constant beside it."""
+PATCH = 8
+
+
+def patch_components(pixels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Pixels (N, 3, H, W) -> the first principal components (count, 3, 8, 8) of their patches and their deviations (count,)."""
+    patches = pixels.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * PATCH**2)
+    values, vectors = torch.linalg.eigh(torch.cov(patches.double().T))
+    components = vectors.flip(1)[:, :count].T.reshape(count, 3, PATCH, PATCH)
+    return components.float(), values.flip(0)[:count].clamp_min(1e-8).sqrt().float()
+
+
+@torch.no_grad()
+def start_from_patches(vae: VAE, pixels: Tensor) -> None:
+    """Set all weights. Pixels (N, 3, H, W) in [-1, 1] are a sample of the training set.
+
+    Raises ValueError unless the autoencoder has four levels (8×8 pixels a latent) wide enough for its components.
+    """
+    config = vae.config
+    num, widths = config.latent_channels, config.block_out_channels
+    if config.downscale != PATCH or widths[1] < 4 * num or min(widths) < 12 + num or widths[-1] < 4 * num:
+        raise ValueError("this start needs four levels, wide enough for the components of 8×8 patches")
+    _silence(vae)
+    components, deviations = patch_components(pixels, num)
+    _set_encoder(vae, components, SIGNAL / deviations)
+    colours = components.mean(dim=(2, 3)) * deviations[:, None]
+    _set_decoder(vae, colours, pixels.mean(dim=(0, 2, 3)))
+
+
+def _silence(vae: VAE) -> None:
+    """Plain paths random and variance-preserving, residual branches, attention and temporal layers silent."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.3 * module.weight[0].numel() ** -0.5)
+            nn.init.zeros_(module.bias)
+    for module in vae.modules():
+        if isinstance(module, ResBlock | TemporalResBlock):
+            nn.init.kaiming_normal_(module.conv1.weight)
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+    for attention in (vae.encoder.mid_block.attentions[0], vae.decoder.mid_block.attentions[0]):
+        nn.init.zeros_(attention.to_out[0].weight)
+        nn.init.zeros_(attention.to_out[0].bias)
+    nn.init.zeros_(vae.decoder.time_conv_out.bias)
+    nn.init.dirac_(vae.decoder.time_conv_out.weight)
+
+
+def _carry(conv: nn.Conv2d, rows: dict[int, dict[int, float]]) -> None:
+    """Give output channels exactly these inputs (channel -> gain) through the middle of the kernel."""
+    middle = conv.kernel_size[0] // 2
+    for row, inputs in rows.items():
+        conv.weight[row] = 0.0
+        conv.bias[row] = 0.0
+        for channel, gain in inputs.items():
+            conv.weight[row, channel, middle, middle] = gain
+
+
+def _pair(signal: int, position: int) -> dict[int, dict[int, float]]:
+    """Rows that place a signal and its negative at a position, and leave the next two for the ballast."""
+    return {position: {signal: 1.0}, position + 1: {signal: -1.0}, position + 2: {}, position + 3: {}}
+
+
+def _set_encoder(vae: VAE, components: Tensor, gains: Tensor) -> None:
+    encoder, num = vae.encoder, len(components)
+    quarter = range(2)
+    _carry(encoder.conv_in, {c: {c: 1.0} for c in range(3)})
+    halves = encoder.down_blocks[0].downsamplers[0].conv  # colour and place in a 2×2 block -> channel 4 c + 2 y + x
+    for c in range(3):
+        for y in quarter:
+            for x in quarter:
+                halves.weight[4 * c + 2 * y + x] = 0.0
+                halves.weight[4 * c + 2 * y + x, c, y, x] = 1.0
+    quarters = encoder.down_blocks[1].downsamplers[0].conv  # a component's part in a 4×4 block -> channel 4 k + 2 sy + sx
+    whole = encoder.down_blocks[2].downsamplers[0].conv  # the component -> channel k
+    for k in range(num):
+        whole.weight[k] = 0.0
+        for sy in quarter:
+            for sx in quarter:
+                row, part = 4 * k + 2 * sy + sx, components[k, :, 4 * sy : 4 * sy + 4, 4 * sx : 4 * sx + 4]
+                cells = part.reshape(3, 2, 2, 2, 2).permute(0, 2, 4, 1, 3).reshape(12, 2, 2)
+                quarters.weight[row] = 0.0
+                quarters.weight[row, :12, :2, :2] = cells
+                whole.weight[k, row, sy, sx] = gains[k]
+    for level, carried in ((1, 12), (2, 4 * num)):
+        shortcut = encoder.down_blocks[level].resnets[0].conv_shortcut
+        if shortcut is not None:
+            _carry(shortcut, {i: {i: 1.0} for i in range(carried)})
+    group = vae.config.block_out_channels[-1] // num
+    last = encoder.down_blocks[3].resnets[0].conv_shortcut
+    for k in range(num):
+        _carry(last, _pair(k, group * k))
+        last.bias[group * k + 2], last.bias[group * k + 3] = BALLAST, -BALLAST
+        _carry(encoder.conv_out, {k: {group * k: 1.0, group * k + 1: -1.0}})
+    _carry(encoder.conv_out, {num + k: {} for k in range(num)})
+    _carry(vae.quant_conv, {k: {k: 1.0} for k in range(num)} | {num + k: {} for k in range(num)})
+    nn.init.constant_(vae.quant_conv.bias[num:], INITIAL_LOG_VAR)
+
+
+def _set_decoder(vae: VAE, colours: Tensor, mean: Tensor) -> None:
+    """Colours (count, 3): the mean colour that one standard deviation of each component adds."""
+    decoder, num = vae.decoder, len(colours)
+    _carry(decoder.conv_in, {k: {k: 1.0} for k in range(num)})
+    # the encoder's norm leaves a component of deviation SIGNAL at about this; measured once, near enough for a start
+    deviation = SIGNAL / ((2 * SIGNAL**2 + 2 * BALLAST**2) / (vae.config.block_out_channels[-1] // num)) ** 0.5
+    for c in range(3):
+        _carry(decoder.conv_in, {num + c: {k: float(colours[k, c]) / deviation for k in range(num)}})
+        decoder.conv_in.bias[num + c] = mean[c]
+    same = {i: {i: 1.0} for i in range(num + 3)}
+    for level in range(3):
+        shortcut = decoder.up_blocks[level].resnets[0].spatial_res_block.conv_shortcut
+        if shortcut is not None:
+            _carry(shortcut, same)
+        if level < 2:
+            _carry(decoder.up_blocks[level].upsamplers[0].conv, same)
+    last = decoder.up_blocks[2].upsamplers[0].conv
+    group = vae.config.block_out_channels[0] // vae.config.norm_num_groups
+    gain = ((2 * SIGNAL**2 + 2 * BALLAST**2) / 4) ** 0.5
+    for c in range(3):
+        _carry(last, _pair(num + c, group * c))
+        last.bias[group * c + 2], last.bias[group * c + 3] = BALLAST, -BALLAST
+        _carry(decoder.conv_out, {c: {group * c: gain, group * c + 1: -gain}})
+    _carry(last, {3 * group + k: {k: 1.0} for k in range(num)})
+    final = decoder.up_blocks[3].resnets[0].spatial_res_block.conv_shortcut
+    if final is not None:
+        _carry(final, {i: {i: 1.0} for i in range(3 * group + num)})
