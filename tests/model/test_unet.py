@@ -72,7 +72,9 @@ def pair() -> tuple[UNet, nn.Module]:
     return unet, reference
 
 
-def draw_inputs(config: UNetConfig, batch: int, frames: int, h: int, w: int, tokens: int = 1) -> dict[str, Tensor]:
+def draw_inputs(
+    config: UNetConfig, batch: int, frames: int, h: int, w: int, tokens: int = 1
+) -> dict[str, Tensor]:
     """Every clip with its own noise level, context and ids, of the sizes that SVD meets."""
     generator = torch.Generator().manual_seed(batch + 10 * frames + 100 * h + 1000 * w)
 
@@ -89,7 +91,9 @@ def draw_inputs(config: UNetConfig, batch: int, frames: int, h: int, w: int, tok
     }
 
 
-def run_reference(reference: nn.Module, x: Tensor, c_noise: Tensor, context: Tensor, vector_ids: Tensor) -> Tensor:
+def run_reference(
+    reference: nn.Module, x: Tensor, c_noise: Tensor, context: Tensor, vector_ids: Tensor
+) -> Tensor:
     return reference(x, c_noise, context, vector_ids, return_dict=False)[0]
 
 
@@ -121,7 +125,9 @@ def test_the_defaults_are_those_of_svd_xt() -> None:
 
 
 def test_config_survives_a_file() -> None:
-    stored = json.loads(json.dumps(DEEPER.to_dict() | {"_diffusers_version": "0.24.0.dev0", "center_input": False}))
+    stored = json.loads(
+        json.dumps(DEEPER.to_dict() | {"_diffusers_version": "0.24.0.dev0", "center_input": False})
+    )
     assert UNetConfig.from_dict(stored) == DEEPER
 
 
@@ -157,7 +163,9 @@ def test_agrees_with_diffusers_at_another_shape() -> None:
 
 
 def test_fewer_groups_agree_with_diffusers_given_fewer_groups() -> None:
-    config = UNetConfig(**{k: v for k, v in TINY.to_dict().items() if k != "_class_name"} | {"norm_num_groups": 4})
+    config = UNetConfig(
+        **{k: v for k, v in TINY.to_dict().items() if k != "_class_name"} | {"norm_num_groups": 4}
+    )
     unet, reference = UNet(config).eval(), make_reference(config)
     redraw(unet)
     reference.load_state_dict(unet.state_dict())
@@ -177,7 +185,7 @@ def test_bfloat16_is_no_further_off_than_diffusers(batch: int) -> None:
     redraw(unet)
     unet.bfloat16().float()  # weights and inputs that bfloat16 holds exactly: what is left is the arithmetic
     reference.load_state_dict(unet.state_dict())
-    inputs = {k: v.bfloat16().float() for k, v in draw_inputs(TINY, batch, 14, 8, 8).items()}
+    inputs = {k: v.bfloat16().float() for k, v in draw_inputs(TINY, batch, 3, 8, 4).items()}
     with torch.no_grad():
         exact = run_reference(reference, **inputs)
         halves = {k: v if k == "c_noise" else v.bfloat16() for k, v in inputs.items()}
@@ -279,7 +287,9 @@ def test_reset_starts_silent_and_can_learn() -> None:
 def attend(layer: Attention, x: Tensor, tokens: Tensor) -> Tensor:
     """Cross-attention as the textbook has it: x (B T, N, D), tokens (B, M, D')."""
     tokens = tokens.repeat_interleave(x.shape[0] // tokens.shape[0], dim=0)
-    q, k, v = (layer.heads(y).transpose(1, 2) for y in (layer.to_q(x), layer.to_k(tokens), layer.to_v(tokens)))
+    q, k, v = (
+        layer.heads(y).transpose(1, 2) for y in (layer.to_q(x), layer.to_k(tokens), layer.to_v(tokens))
+    )
     weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
     return layer.to_out[0]((weights @ v).transpose(1, 2).flatten(2))
 
