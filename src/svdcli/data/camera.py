@@ -7,6 +7,7 @@ guessing the motion from the picture. What it is not: real footage; a recipe say
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -14,6 +15,8 @@ import numpy.typing as npt
 
 from svdcli.data.frames import FrameSet, Video
 
+Kind = Literal["in", "out", "pan"]
+KINDS: tuple[Kind, ...] = ("in", "out", "pan")
 CLOSEST = 0.66
 """The tightest view, as a share of the frame's side."""
 
@@ -22,19 +25,29 @@ def camera_move(
     frame: npt.NDArray[np.uint8], num_frames: int, rng: np.random.Generator
 ) -> npt.NDArray[np.uint8]:
     """One frame (H, W, 3) -> (T, H, W, 3): a zoom in, a zoom out or a pan, at a random, constant speed."""
-    height, width = frame.shape[:2]
     reach = rng.uniform(0.02, 1.0) * (1.0 - CLOSEST)
-    kind = rng.integers(3)
-    scales = np.full(num_frames, 1.0 - reach)
+    kind = KINDS[rng.integers(3)]
+    angle = rng.uniform(0, 2 * np.pi) if kind == "pan" else 0.0
+    return move(frame, num_frames, kind, reach, angle)
+
+
+def move(
+    frame: npt.NDArray[np.uint8], num_frames: int, kind: Kind, reach: float, angle: float = 0.0
+) -> npt.NDArray[np.uint8]:
+    """One frame (H, W, 3) -> (T, H, W, 3), the farther the larger `reach` in (0, 1 - CLOSEST].
+
+    A zoom goes between the whole picture and 1 - reach of its sides. A pan moves the view by `reach` of the
+    sides at most, towards `angle` (radians, clockwise from the right), and never leaves the picture.
+    """
+    height, width = frame.shape[:2]
     centres = np.zeros((num_frames, 2))
-    if kind < 2:
-        scales = np.linspace(1.0, 1.0 - reach, num_frames)[:: 1 if kind == 0 else -1]
-    else:
-        scales[:] = 1.0 - max(reach, 0.1)
-        angle = rng.uniform(0, 2 * np.pi)
+    if kind == "pan":
+        scales = np.full(num_frames, 1.0 - max(reach, 0.1))
         direction = np.array([np.cos(angle), np.sin(angle)])
         limit = reach / 2 / max(np.abs(direction))
         centres = np.linspace(-limit, limit, num_frames)[:, None] * direction
+    else:
+        scales = np.linspace(1.0, 1.0 - reach, num_frames)[:: 1 if kind == "in" else -1]
     return np.stack([_view(frame, s, c, (width, height)) for s, c in zip(scales, centres, strict=True)])
 
 
@@ -52,6 +65,8 @@ def _view(
 
 def with_camera_moves(frames: FrameSet, count: int, num_frames: int, fps: float, seed: int) -> FrameSet:
     """The set with `count` camera moves behind it, each of a random frame of a random video, at `fps`."""
+    if not count:
+        return frames
     rng = np.random.default_rng(seed)
     clips, videos, start = [], list(frames.videos), len(frames.frames)
     for index in range(count):
@@ -60,6 +75,4 @@ def with_camera_moves(frames: FrameSet, count: int, num_frames: int, fps: float,
         clips.append(camera_move(still, num_frames, rng))
         videos.append(Video(f"camera-move-{index:04d}", fps, start, num_frames))
         start += num_frames
-    if not clips:
-        return frames
     return replace(frames, frames=np.concatenate([frames.frames, *clips]), videos=tuple(videos))

@@ -15,7 +15,9 @@ from svdcli.model.vae import VAE
 BATCH = 16
 
 
-def latent_rows(vae: VAE, frames: npt.NDArray[np.uint8], cache: Path, device: torch.device) -> npt.NDArray[np.float16]:
+def latent_rows(
+    vae: VAE, frames: npt.NDArray[np.uint8], cache: Path, device: torch.device
+) -> npt.NDArray[np.float16]:
     """Frames (N, H, W, 3) uint8 -> unscaled latents (N, c, h, w) float16, memory-mapped from the cache folder.
 
     The key is made of the encoder's weights and the frames themselves, so that neither can change unnoticed.
@@ -24,19 +26,20 @@ def latent_rows(vae: VAE, frames: npt.NDArray[np.uint8], cache: Path, device: to
     for name, value in sorted(vae.state_dict().items()):
         if not name.startswith("decoder."):
             key.update(value.float().cpu().numpy().tobytes())
-    for row in range(0, len(frames), 7):
-        key.update(np.ascontiguousarray(frames[row]).tobytes())
+    for start in range(0, len(frames), BATCH):
+        key.update(np.ascontiguousarray(frames[start : start + BATCH]).data)
     path = cache / f"latents-{key.hexdigest()[:16]}.npy"
     if not path.exists():
-        rows = np.concatenate([_encode(vae, frames[i : i + BATCH], device) for i in range(0, len(frames), BATCH)])
+        rows = [encode_frames(vae, frames[i : i + BATCH], device) for i in range(0, len(frames), BATCH)]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, rows)
+            np.save(file, np.concatenate(rows))
     return np.load(path, mmap_mode="r")
 
 
 @torch.no_grad()
-def _encode(vae: VAE, frames: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.float16]:
+def encode_frames(vae: VAE, frames: npt.NDArray[np.uint8], device: torch.device) -> npt.NDArray[np.float16]:
+    """(N, H, W, 3) uint8 -> unscaled latents (N, c, h, w), all at once."""
     pixels = to_pixels(frames).to(device)
     return vae.encode(pixels[None])[0].cpu().numpy().astype(np.float16)
 

@@ -1,7 +1,8 @@
 """The training loop, one for every task.
 
-Whatever is random in a step (which clips, which noise) is a pure function of (seed, step, rank), so that a resumed run needs no
-more than the weights, the optimizer and the step to go on bit for bit.
+Whatever is random in a step (which clips, which noise) is a pure function of (seed, step, batch of the step),
+so that a resumed run needs no more than the weights, the optimizer and the step to go on bit for bit, and
+two processes do what one does that accumulates two batches.
 """
 
 from __future__ import annotations
@@ -14,82 +15,154 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
+from torch import nn
 
+from svdcli.engine.interrupts import Interrupts
 from svdcli.engine.launch import launch
+from svdcli.engine.preflight import check
 from svdcli.engine.state import CHECKPOINT, TrainState
-from svdcli.engine.tasks import make_task
+from svdcli.engine.tasks import Task, make_task
 from svdcli.errors import MachineError
 from svdcli.io.files import atomic_path
 from svdcli.recipe.recipe import Optim, Recipe
 
 Report = Callable[[int, dict[str, float]], None]
+Say = Callable[[str], None]
+METRICS, RECIPE = "metrics.csv", "recipe.json"
+LEAST_SCALE = 2.0**-6
+"""A loss scale of 16-mixed precision below which the gradients, not the scale, are at fault."""
 
 
-def train(recipe: Recipe, report: Report) -> TrainState:
+def train(recipe: Recipe, report: Report, say: Say = lambda text: None) -> TrainState:
     """Train, or go on training, as the recipe says; the result is exported to the run's folder.
 
-    `report(step, figures)` is called in the first process only. Returns early, with a checkpoint, after `run.minutes` and on
-    KeyboardInterrupt, which it raises again. Raises SvdError for what the user can mend.
+    `report(step, figures)` and `say(sentence)` are called in the first process only. Returns early after
+    `run.minutes`. SIGINT and SIGTERM are obeyed after the step that runs, with a checkpoint, by
+    KeyboardInterrupt. Any other error leaves the last checkpoint as it is. Raises SvdError for what the user
+    can mend, before anything starts where that can be known.
     """
-    folder, run = recipe.run.folder, recipe.run
+    recipe = check(recipe).recipe
+    folder = recipe.run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    fabric = launch(recipe.machine)
-    torch.manual_seed(run.seed)
-    task = make_task(recipe, fabric.device, folder.parent / "cache")
-    channels_last(task.network)
-    trained = [p for p in task.network.parameters() if p.requires_grad]
-    optim = recipe.optim
-    optimizer = torch.optim.AdamW(trained, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-    network, optimizer = fabric.setup(task.network, optimizer)
-    state = TrainState.start(task.network, optimizer)
-    if (folder / CHECKPOINT).exists():
-        state.load(folder)
-    recipe_text = recipe.model_dump_json(indent=1)
-    deadline = time.monotonic() + 60 * (run.minutes or math.inf)
-    try:
-        while state.step < run.num_steps and time.monotonic() < deadline:
-            figures = train_step(fabric, task, network, state, recipe)
-            if fabric.global_rank > 0:
-                continue
-            if state.step % run.evaluate_every == 0 or state.step == run.num_steps:
-                figures |= task.evaluate(state.average)
-            log(folder, state.step, figures)
-            report(state.step, figures)
-            if state.step % run.checkpoint_every == 0:
-                state.save(folder, recipe_text)
-    finally:
-        if fabric.global_rank == 0:
+    deadline = time.monotonic() + 60 * (recipe.run.minutes or math.inf)
+    with Interrupts() as interrupts:
+        fabric = launch(recipe.machine)
+        first = fabric.global_rank == 0
+        task, network, state = prepare(fabric, recipe)
+        recipe_text = recipe.model_dump_json(indent=1)
+        if first:
+            write_recipe(folder, recipe_text)
+            rewind_log(folder, state.step)
+            for sentence in task.notes():
+                say(sentence)
+        interrupts.defer = True
+        stopped = fit(
+            fabric,
+            task,
+            network,
+            state,
+            recipe,
+            report,
+            lambda: interrupts.wished or time.monotonic() > deadline,
+        )
+        if first:
             state.save(folder, recipe_text)
-    if fabric.global_rank == 0:
-        task.export(state.average, folder)
-        with atomic_path(folder / "recipe.json") as temporary:
-            temporary.write_text(recipe_text)
+        fabric.barrier()  # a process that ends early takes the others with it
+        interrupts.defer = False
+        if not first:
+            return state
+        if interrupts.wished and stopped:
+            done = f"Step {state.step} of {recipe.run.num_steps} is saved in {folder / CHECKPOINT}"
+            say(f"{done}; run the same command again to go on from there.")
+            raise KeyboardInterrupt
+        task.export(state.average, folder, recipe_text)
     return state
 
 
-def train_step(fabric, task, network, state: TrainState, recipe: Recipe) -> dict[str, float]:
+def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, nn.Module, TrainState]:
+    """-> the task, its network as Fabric wraps it, and the state: that of the checkpoint where there is one."""
+    run, optim = recipe.run, recipe.optim
+    torch.manual_seed(run.seed)
+    with fabric.rank_zero_first():  # who fills the caches
+        task = make_task(recipe, fabric.device, run.folder.parent / "cache")
+    channels_last(task.network)
+    trained = [p for p in task.network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    network, optimizer = fabric.setup(task.network, optimizer)
+    state = TrainState.start(task.network, optimizer, getattr(fabric.strategy.precision, "scaler", None))
+    if (run.folder / CHECKPOINT).exists():
+        state.load(run.folder)
+    return task, network, state
+
+
+def fit(
+    fabric: Fabric,
+    task: Task,
+    network: nn.Module,
+    state: TrainState,
+    recipe: Recipe,
+    report: Report,
+    stop: Callable[[], bool],
+) -> bool:
+    """Steps up to the recipe's last, logged, evaluated and saved on their way. True where `stop()` ended them."""
+    run = recipe.run
+    while state.step < run.num_steps:
+        if agreed(fabric, stop()):
+            return True
+        figures = train_step(fabric, task, network, state, recipe)
+        if fabric.global_rank > 0:
+            continue
+        if state.step % run.evaluate_every == 0 or state.step == run.num_steps:
+            figures |= task.evaluate(state.average)
+        log(run.folder, state.step, figures)
+        report(state.step, figures)
+        if state.step % run.checkpoint_every == 0:
+            state.save(run.folder, recipe.model_dump_json(indent=1))
+    return False
+
+
+def agreed(fabric: Fabric, stop: bool) -> bool:
+    """Whether any process wants to stop: all must, and at the same step."""
+    if fabric.world_size == 1:
+        return stop
+    votes = fabric.all_reduce(torch.tensor(float(stop), device=fabric.device), reduce_op="sum")
+    return bool(votes > 0)
+
+
+def train_step(
+    fabric: Fabric, task: Task, network: nn.Module, state: TrainState, recipe: Recipe
+) -> dict[str, float]:
     """One step: `accumulate` batches, one clipped update, one update of the average."""
     started, run, optim = time.monotonic(), recipe.run, recipe.optim
     rate = learning_rate(optim, state.step, run.num_steps)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
+    total = 0.0
     for part in range(run.accumulate):
-        seed = [run.seed, state.step, fabric.global_rank, part]
+        seed = [run.seed, state.step, fabric.global_rank * run.accumulate + part, 0]
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         with fabric.no_backward_sync(network, enabled=part < run.accumulate - 1):
             loss, figures = task.loss(network, task.batch(seed), generator)
             fabric.backward(loss / run.accumulate)
+        total += loss.item() / run.accumulate
     norm = fabric.clip_gradients(network, state.optimizer, max_norm=optim.clip_norm, error_if_nonfinite=False)
-    if not torch.isfinite(norm):
+    if not torch.isfinite(norm) and not _is_overflow(state):
         raise MachineError(
-            f"the gradient of step {state.step} is not finite", "The last checkpoint is good. Lower optim.lr and resume."
+            f"The gradient of step {state.step} is not finite.",
+            f"The last checkpoint in {run.folder} is good: lower optim.lr and run the same command again.",
         )
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     state.update_average(optim.ema_decay)
     seconds = time.monotonic() - started
-    return {"loss": loss.item(), "grad_norm": norm.item(), "lr": rate, "seconds": seconds} | figures
+    return {"loss": total, "grad_norm": norm.item(), "lr": rate, "seconds": seconds} | figures
+
+
+def _is_overflow(state: TrainState) -> bool:
+    """In 16-mixed precision gradients overflow now and then: the scaler skips that update and scales down."""
+    return state.scaler is not None and state.scaler.get_scale() > LEAST_SCALE
 
 
 def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
@@ -107,7 +180,27 @@ def channels_last(network: torch.nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
+# ---- the run folder's small files ----------------------------------------------------------------------
+
+
+def write_recipe(folder: Path, text: str) -> None:
+    """The resolved recipe, for people; the checkpoint carries its own."""
+    with atomic_path(folder / RECIPE) as temporary:
+        temporary.write_text(text + "\n")
+
+
 def log(folder: Path, step: int, figures: dict[str, float]) -> None:
     """Append a row a figure to metrics.csv: step, name, value."""
-    with open(folder / "metrics.csv", "a", newline="") as file:
+    with open(folder / METRICS, "a", newline="") as file:
         csv.writer(file).writerows([step, name, f"{value:.6g}"] for name, value in figures.items())
+
+
+def rewind_log(folder: Path, step: int) -> None:
+    """Take out the rows behind `step`, which a killed run logged but did not save, and that come again."""
+    path = folder / METRICS
+    if not path.exists():
+        return
+    with open(path, newline="") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 3 and row[0].isdigit() and int(row[0]) <= step]
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        csv.writer(file).writerows(rows)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from svdcli.data.frames import FrameSet
 from svdcli.recipe.recipe import ImageToVideoTask, Recipe, VAETask
 
 
@@ -20,14 +21,19 @@ class Task(Protocol):
     def batch(self, seed: list[int]) -> Any:
         """Examples of one step, a pure function of the seed."""
 
-    def loss(self, network: nn.Module, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, network: nn.Module, batch: Any, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         """-> scalar loss and figures to log. Calls `network` (the Fabric-wrapped module), never an inner one."""
+
+    def notes(self) -> list[str]:
+        """Sentences that a person should read when training starts, such as what was left out."""
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Held-out measures of the averaged weights."""
 
-    def export(self, network: nn.Module, folder: Path) -> None:
-        """Write the result as (parts of) a bundle."""
+    def export(self, network: nn.Module, folder: Path, recipe_text: str) -> None:
+        """Write the result, made by that recipe, as (parts of) a bundle into the run folder."""
 
 
 def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
@@ -40,3 +46,12 @@ def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
 
     assert isinstance(recipe.task, ImageToVideoTask)
     return ImageToVideo(recipe.task, recipe.data, recipe.run.batch_size, device, cache)
+
+
+def data_notes(train_set: FrameSet, held_out: FrameSet, kind: str = "videos") -> list[str]:
+    """What a person should know of the dataset."""
+    count = f"{len(train_set.videos)} {kind} to train on, {len(held_out.videos)} held out"
+    if not train_set.skipped:
+        return [count]
+    some = ", ".join(train_set.skipped[:3]) + (", ..." if len(train_set.skipped) > 3 else "")
+    return [f"{count}; {len(train_set.skipped)} could not be read and are left out: {some}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,50 +12,84 @@ from torch import nn
 
 from svdcli.data.motion import MotionCalibration
 from svdcli.errors import InputError
-from svdcli.io.files import atomic_path
-from svdcli.model.bundle import open_bundle
+from svdcli.io.files import atomic_folder
+from svdcli.model.bundle import STEMS, find_weights, open_bundle
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.saving import part_of, save_bundle
 from svdcli.model.settings import Settings
-from svdcli.model.unet import UNet
+from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.vae import VAE, VAEConfig
 from svdcli.model.weights import MappedWeights, check_weights, load_module, write_weights
+from svdcli.recipe.recipe import ImageToVideoTask, VAETask
 
 Module = TypeVar("Module", bound=nn.Module)
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def require_vae(source: Path) -> None:
+    """Raise InputError unless a bundle, or the run folder of an autoencoder's training, lies there."""
+    if not (source / "vae" / "config.json").is_file():
+        raise InputError(
+            f"{source} holds no vae/config.json.",
+            "Train the autoencoder first, or give a bundle's folder; a relative path starts at "
+            + str(Path.cwd()),
+        )
 
 
 def load_vae(source: Path) -> VAE:
     """The autoencoder of a bundle, or of the run folder of its own training. Raises InputError where there is none."""
+    require_vae(source)
     folder = source / "vae"
-    if not (folder / "config.json").exists():
-        raise InputError(f"{source} holds no vae/config.json", "Train the autoencoder first: svd train recipes/nano/vae.toml")
-    vae = VAE(VAEConfig.from_dict(json.loads((folder / "config.json").read_text())))
-    weights = MappedWeights(folder / WEIGHTS)
-    check_weights(weights, {name: tuple(t.shape) for name, t in vae.state_dict().items()}, f"the vae of {source}")
+    try:
+        config = VAEConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        vae = VAE(config)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"{folder / 'config.json'} is damaged: {error}.", "Make or fetch it again."
+        ) from error
+    weights = MappedWeights(find_weights(folder, STEMS["vae"], torch.float32))
+    shapes = {name: tuple(t.shape) for name, t in vae.state_dict().items()}
+    check_weights(weights, shapes, f"the vae of {source}")
     load_module(vae, weights, torch.float32)
     return own(vae)
 
 
 def save_vae(vae: VAE, run: Path, scaling_factor: float) -> None:
-    """Write `vae/` into a run folder."""
-    folder = run / "vae"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `vae/` into a run folder, whole or not at all."""
     part = part_of(vae)
-    with atomic_path(folder / WEIGHTS) as temporary:
-        write_weights(temporary, part.tensors)
-    with atomic_path(folder / "config.json") as temporary:
-        temporary.write_text(json.dumps(part.config | {"scaling_factor": scaling_factor}, indent=2) + "\n")
+    with atomic_folder(run / "vae") as folder:
+        write_weights(folder / f"{STEMS['vae']}.safetensors", part.tensors)
+        config = part.config | {"scaling_factor": scaling_factor}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_image_to_video(bundle: Path) -> tuple[UNet, ImageEncoder]:
+def require_same(config: VAEConfig | UNetConfig, task: VAETask | ImageToVideoTask) -> None:
+    """Raise InputError where the recipe shapes a network otherwise than the one that it continues."""
+    names = {f.name for f in fields(config)} - {"num_frames"}  # of the UNet: a default, not a shape
+    for name in sorted(names & set(type(task).model_fields)):
+        recipe, saved = getattr(task, name), getattr(config, name)
+        if recipe != saved and not (
+            isinstance(saved, int) and recipe == (saved,) * len(task.block_out_channels)
+        ):
+            raise InputError(
+                f"task.{name} is {recipe}, but {task.start} was made with {saved}.", f"Set it to {saved}."
+            )
+
+
+def load_image_to_video(bundle: Path | str) -> tuple[UNet, ImageEncoder]:
     """UNet and image encoder of a bundle, float32, to be trained on."""
     files = open_bundle(bundle)
-    return own(files.part("unet", torch.float32)).train(), own(files.part("image_encoder", torch.float32)).train()
+    return own(files.part("unet", torch.float32)).train(), own(
+        files.part("image_encoder", torch.float32)
+    ).train()
 
 
 def save_image_to_video(
-    unet: UNet, image_encoder: ImageEncoder, vae: VAE, calibration: MotionCalibration, settings: Settings, folder: Path
+    unet: UNet,
+    image_encoder: ImageEncoder,
+    vae: VAE,
+    calibration: MotionCalibration,
+    settings: Settings,
+    folder: Path,
 ) -> None:
     """Write the bundle in half precision, with the calibration that its motion buckets were trained by."""
     knots = tuple((float(bucket), float(score)) for bucket, score in calibration.to_list())

@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from svdcli.data.frames import FrameSet, split_frames
-from svdcli.engine.latents import to_pixels
-from svdcli.engine.tasks.parts import load_vae, save_vae
+from svdcli.engine.latents import encode_frames, to_pixels
+from svdcli.engine.tasks import data_notes
+from svdcli.engine.tasks.parts import load_vae, require_same, save_vae
+from svdcli.errors import InputError
 from svdcli.model.vae import VAE, VAEConfig
 from svdcli.model.vae_start import start_from_patches
 from svdcli.recipe.recipe import Data, VAETask
 
 EVALUATION_FRAMES = 64
+LONGEST_EVALUATED = 8
+SCALING_FRAMES, SCALING_BATCH = 64, 8
 
 
 class Reconstruction(nn.Module):
@@ -38,8 +43,14 @@ class Autoencoder:
     def __init__(self, task: VAETask, data: Data, batch_size: int, device: torch.device, cache: Path) -> None:
         self.task, self.batch_size, self.device = task, batch_size, device
         self.train_set, self.held_out = split_frames(data, cache)
+        if max(v.num_frames for v in self.train_set.videos) < task.num_frames:
+            raise InputError(
+                f"No video has the {task.num_frames} frames of task.num_frames.",
+                "Ask for fewer, or add footage.",
+            )
         if task.start is not None:
             vae = load_vae(task.start)
+            require_same(vae.config, task)
         else:
             vae = VAE(
                 VAEConfig(
@@ -54,7 +65,9 @@ class Autoencoder:
                 )
             )
             rng = np.random.default_rng(0)
-            start_from_patches(vae, to_pixels(np.stack([random_frame(self.train_set, rng) for _ in range(64)])))
+            start_from_patches(
+                vae, to_pixels(np.stack([random_frame(self.train_set, rng) for _ in range(64)]))
+            )
         if task.train == "decoder":
             vae.encoder.requires_grad_(False)
             vae.quant_conv.requires_grad_(False)
@@ -66,7 +79,9 @@ class Autoencoder:
         clips = [random_crop(self.train_set, rng, self.task.num_frames, side) for _ in range(self.batch_size)]
         return to_pixels(np.stack(clips)).to(self.device)
 
-    def loss(self, network: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        self, network: nn.Module, batch: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         config = self.network.vae.config
         shape = (*batch.shape[:2], config.latent_channels, *(s // config.downscale for s in batch.shape[-2:]))
         noise = torch.randn(shape, generator=generator).to(batch)
@@ -78,6 +93,9 @@ class Autoencoder:
         loss = l1 + self.task.gradient_weight * edges + self.task.kl_weight * kl
         return loss, {"l1": l1.item(), "psnr_db": psnr_db(mse.item()), "kl": kl.item()}
 
+    def notes(self) -> list[str]:
+        return data_notes(self.train_set, self.held_out)
+
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Mean PSNR (dB) of whole held-out frames, in clips of up to 8 so that the temporal layers act."""
@@ -85,7 +103,7 @@ class Autoencoder:
         scores, latents = [], []
         per_video = max(1, EVALUATION_FRAMES // len(self.held_out.videos))
         for video in self.held_out.videos:
-            count = min(per_video, video.num_frames)
+            count = min(per_video, LONGEST_EVALUATED, video.num_frames)
             pixels = to_pixels(self.held_out.clip(video, 0, count, 1)[None]).to(self.device)
             z = vae.encode(pixels)
             out = vae.decode(z, as_images=self.task.num_frames == 1).clamp(-1, 1)
@@ -94,13 +112,14 @@ class Autoencoder:
             latents.append(z.flatten())
         return {"held_out_psnr_db": float(np.mean(scores)), "latent_std": torch.cat(latents).std().item()}
 
-    def export(self, network: nn.Module, folder: Path) -> None:
+    def export(self, network: nn.Module, folder: Path, recipe_text: str) -> None:
         """The autoencoder with its scaling factor set to 1 / standard deviation of the training latents."""
-        rng = np.random.default_rng(0)
-        frames = np.stack([random_frame(self.train_set, rng) for _ in range(64)])[:, None]
-        with torch.no_grad():
-            latents = network.vae.encode(to_pixels(frames).to(self.device))
-        save_vae(network.vae, folder, scaling_factor=round(1.0 / latents.std().item(), 5))
+        rng, latents = np.random.default_rng(0), []
+        for _ in range(SCALING_FRAMES // SCALING_BATCH):
+            frames = np.stack([random_frame(self.train_set, rng) for _ in range(SCALING_BATCH)])
+            latents.append(encode_frames(network.vae, frames, self.device))
+        deviation = float(np.concatenate(latents).astype(np.float32).std(ddof=1))
+        save_vae(network.vae, folder, scaling_factor=round(1.0 / deviation, 5))
 
 
 def psnr_db(mse: float) -> float:
@@ -108,7 +127,9 @@ def psnr_db(mse: float) -> float:
     return 10.0 * float(np.log10(4.0 / max(mse, 1e-12)))
 
 
-def random_crop(frames: FrameSet, rng: np.random.Generator, num_frames: int, side: int) -> np.ndarray:
+def random_crop(
+    frames: FrameSet, rng: np.random.Generator, num_frames: int, side: int
+) -> npt.NDArray[np.uint8]:
     """(T, side, side, 3) of neighbouring frames."""
     long_enough = [v for v in frames.videos if v.num_frames >= num_frames]
     video = long_enough[rng.integers(len(long_enough))]
@@ -118,7 +139,7 @@ def random_crop(frames: FrameSet, rng: np.random.Generator, num_frames: int, sid
     return clip[:, :, ::-1] if rng.random() < 0.5 else clip
 
 
-def random_frame(frames: FrameSet, rng: np.random.Generator) -> np.ndarray:
+def random_frame(frames: FrameSet, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """(H, W, 3): a random frame of a random video."""
     video = frames.videos[rng.integers(len(frames.videos))]
     return frames.frames[video.start + rng.integers(video.num_frames)]
