@@ -5,18 +5,34 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from svdcli.errors import RecipeError, UsageError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+FREE_ON_RESUME = ("run.minutes", "run.num_steps", "machine")
+"""Keys that may change, without a word, when a run is resumed."""
+SAID_ON_RESUME = (
+    "run.folder",
+    "run.checkpoint_every",
+    "run.evaluate_every",
+    "optim",
+    "data.source",
+    "task.vae",
+    "task.start",
+)
+"""Keys that may change when a run is resumed, and are then named. All others began with the run and stay."""
 
 
 class Section(BaseModel):
+    """What all sections share: they never change, and know no key but their own."""
+
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
@@ -64,6 +80,18 @@ class VAETask(Section):
     gradient_weight: Annotated[float, Field(ge=0)] = 0.0
     """weight of the L1 error of finite differences, which keeps edges"""
 
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent, per side."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> VAETask:
+        _check_groups(self.block_out_channels, self.norm_num_groups)
+        if self.crop % self.downscale:
+            raise ValueError(f"crop must be a multiple of {self.downscale}, the scale of that many levels")
+        return self
+
 
 class ImageToVideoTask(Section):
     """Train the UNet and the image encoder to continue a frame (SVD paper §4.2, app. D.4)."""
@@ -85,7 +113,8 @@ class ImageToVideoTask(Section):
     num_frames: tuple[Positive, ...]
     """clip lengths; each step trains one of them"""
     fps: tuple[float, float]
-    """range of frame rates that clips are labelled with; each is drawn on its own, so that footage plays slower and faster"""
+    """range of frame rates that clips are labelled with; each is drawn on its own, so that footage plays
+    slower and faster than life"""
     max_speed: Annotated[float, Field(ge=1)] = 2.0
     """how much faster or slower than life a clip may play"""
     camera_moves: Annotated[int, Field(ge=0)] = 0
@@ -110,18 +139,38 @@ class ImageToVideoTask(Section):
     sampler: Literal["euler", "heun", "euler_ancestral", "dpmpp_2m"] = "euler"
     """sampler that the bundle suggests"""
 
+    @model_validator(mode="after")
+    def _check_shape(self) -> ImageToVideoTask:
+        _check_groups(self.block_out_channels, self.norm_num_groups)
+        levels = len(self.block_out_channels)
+        for name in ("num_attention_heads", "attention_levels"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(f"{name} needs {levels} values, one a level as block_out_channels has")
+        for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
+            if width % heads:
+                raise ValueError(f"{width} channels cannot be shared among {heads} num_attention_heads")
+        if not self.num_frames or min(self.num_frames) < 2:
+            raise ValueError("num_frames needs clip lengths of 2 frames or more")
+        if not 0 < self.fps[0] <= self.fps[1]:
+            raise ValueError("fps must be a range [lowest, highest] above 0")
+        if self.drop_embedding + self.drop_latent + self.drop_both > 1:
+            raise ValueError(
+                "drop_embedding, drop_latent and drop_both are shares and may not exceed 1 together"
+            )
+        return self
+
 
 class Optim(Section):
     """AdamW, linear warm-up, cosine to `final_lr`."""
 
     lr: Annotated[float, Field(gt=0)]
     final_lr: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """gradients are scaled down to this norm"""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Momentum = 0.999
     """decay a step of the averaged weights, which are what is exported; shorter at the start"""
 
 
@@ -162,50 +211,142 @@ class Recipe(Section):
     run: Run
     machine: Machine = Machine()
 
+    @model_validator(mode="after")
+    def _check_size(self) -> Recipe:
+        if isinstance(self.task, VAETask):
+            if self.task.crop > min(self.data.width, self.data.height):
+                raise ValueError(f"task.crop = {self.task.crop} does not fit into data.width x data.height")
+            if self.data.width % self.task.downscale or self.data.height % self.task.downscale:
+                raise ValueError(f"data.width and data.height must be multiples of {self.task.downscale}")
+        return self
 
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a TOML recipe and apply `section.key=value` overrides. Raises RecipeError, which names the key and its neighbour."""
+
+def _check_groups(widths: tuple[int, ...], groups: int) -> None:
+    if not widths:
+        raise ValueError("block_out_channels needs a level at least")
+    for width in widths:
+        if width % groups:
+            raise ValueError(f"{width} of block_out_channels is no multiple of norm_num_groups = {groups}")
+
+
+# ---- reading -------------------------------------------------------------------------------------------
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a TOML recipe and apply `section.key=value` overrides.
+
+    Raises RecipeError, which names the key and its neighbour, and UsageError for an override that is none.
+    """
     try:
-        tree = tomllib.loads(path.read_text())
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}", "Give the path of a TOML recipe.") from error
+        hint = f"Give the path of a TOML recipe; a relative one starts at {Path.cwd()}."
+        raise RecipeError(f"The recipe {path} cannot be read: {error.strerror}.", hint) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}", "Mend the line that it names.") from error
-    for override in overrides or []:
+        raise RecipeError(f"{path} is not valid TOML: {error}.", "Mend the line that it names.") from error
+    for override in overrides:
         _set(tree, override)
     return parse_recipe(tree, str(path))
 
 
 def parse_recipe(tree: dict[str, Any], name: str) -> Recipe:
-    """A parsed TOML tree -> Recipe. Goes through JSON, since strict mode refuses lists for tuples."""
+    """A parsed TOML tree -> Recipe. Raises RecipeError for its first fault; `name` is what that calls the tree."""
     try:
-        return Recipe.model_validate_json(json.dumps(tree))
+        text = json.dumps(tree)  # through JSON, since strict mode refuses lists for tuples
+    except TypeError as error:
+        raise RecipeError(f"{name} holds a date or time, which no key takes.", "Take it out.") from error
+    try:
+        return Recipe.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = [str(part) for part in first["loc"] if part not in ("vae", "i2v")]
-        raise RecipeError(f"{name}: {'.'.join(where)}: {first['msg']}", _suggest(where, first["type"])) from error
+        raise _explain(error, name) from error
 
 
-def _suggest(where: list[str], kind: str) -> str:
-    if kind != "extra_forbidden":
-        return "Correct the value, or take the key out for its default."
-    sections = [Recipe, Data, VAETask, ImageToVideoTask, Optim, Run, Machine]
-    known = {name for section in sections for name in section.model_fields}
-    near = difflib.get_close_matches(where[-1], known, n=1)
-    return f"Did you mean {near[0]}?" if near else "There is no such key; take it out."
+def _explain(error: ValidationError, name: str) -> RecipeError:
+    """The first fault as a sentence, and what mends it."""
+    first, count = error.errors()[0], error.error_count()
+    path = [str(part) for part in first["loc"]]
+    if path[:1] == ["task"]:
+        del path[1:2]  # the tag that pydantic puts behind it
+    where, kind = ".".join(path) or "the recipe", first["type"]
+    more = f" ({count - 1} more after it)" if count > 1 else ""
+    if kind == "extra_forbidden":
+        return RecipeError(f"{name}: there is no key {where}{more}.", _nearest(path, str(first["loc"][1:2])))
+    if kind == "missing" or kind == "union_tag_not_found":
+        where += ".kind" if kind == "union_tag_not_found" else ""
+        return RecipeError(f"{name}: the key {where} is missing{more}.", "Add it, or give it with --set.")
+    what = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict | list) else f" (not {first['input']!r})"
+    return RecipeError(
+        f"{name}: {where}: {what}{given}{more}.", "Correct the value, in the recipe or by --set."
+    )
+
+
+def _nearest(path: list[str], tag: str) -> str:
+    """Names the known key that is nearest to an unknown one, in its own section first."""
+    sections: dict[str, type[Section]] = {"data": Data, "optim": Optim, "run": Run, "machine": Machine}
+    sections["task"] = VAETask if "vae" in tag else ImageToVideoTask
+    own = sections[path[0]] if len(path) > 1 and path[0] in sections else Recipe
+    near = difflib.get_close_matches(path[-1], own.model_fields, n=1)
+    if near:
+        return f"Did you mean {'.'.join([*path[:-1], near[0]])}?"
+    for name, section in sections.items():
+        if path[-1] in section.model_fields:
+            return f"That key belongs into the section {name}."
+    return f"Take it out. Known are {', '.join(own.model_fields)}."
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
-    if not sign or not key:
-        raise UsageError(f"--set {override} is not key=value", "Write for example --set optim.lr=1e-5")
+    key = key.strip()
+    if not sign or not all(key.split(".")):
+        raise UsageError(f"--set {override} is not key=value.", "Write for example --set optim.lr=1e-5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text
+        value = text.strip()  # a word without quotes
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
-            raise UsageError(f"--set {override}: {parent} is not a section", "See the recipe for its sections.")
+            raise UsageError(
+                f"--set {override}: {parent} is not a section.", "See the recipe for its sections."
+            )
     tree[last] = value
+
+
+# ---- resuming ------------------------------------------------------------------------------------------
+
+
+def resume_recipe(saved: str, given: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe that a run goes on with, and sentences on what changed since it began.
+
+    `saved` is the JSON that the run began with; it wins where `given` leaves a key out. Keys of
+    FREE_ON_RESUME come from `given`, those of SAID_ON_RESUME too, and are named. Raises RecipeError for any
+    other difference.
+    """
+    tree, now = json.loads(saved), given.model_dump(mode="json")
+    for key in FREE_ON_RESUME:
+        section, _, name = key.partition(".")
+        if name:
+            tree[section][name] = now[section][name]
+        else:
+            tree[section] = now[section]
+    changes = []
+    for section, values in given.model_dump(mode="json", exclude_unset=True).items():
+        for name, value in values.items():
+            key, old = f"{section}.{name}", tree[section].get(name)
+            if old == value:
+                continue
+            if not _covers(SAID_ON_RESUME, key):
+                began = f"The run in {given.run.folder} began with {key} = {json.dumps(old)}"
+                raise RecipeError(
+                    f"{began}, not {json.dumps(value)}.",
+                    "Take the change back to resume it, or begin anew in another run.folder.",
+                )
+            tree[section][name] = value
+            changes.append(f"{key} is now {json.dumps(value)}; the run began with {json.dumps(old)}")
+    return parse_recipe(tree, "the recipe saved with the checkpoint"), changes
+
+
+def _covers(keys: tuple[str, ...], key: str) -> bool:
+    return key in keys or key.partition(".")[0] in keys
