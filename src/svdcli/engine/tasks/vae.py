@@ -14,6 +14,7 @@ from svdcli.engine.latents import encode_frames, to_pixels
 from svdcli.engine.tasks import data_notes
 from svdcli.engine.tasks.parts import load_vae, require_same, save_vae
 from svdcli.errors import InputError
+from svdcli.model.blocks import ResBlock, TemporalResBlock
 from svdcli.model.vae import VAE, VAEConfig
 from svdcli.model.vae_start import start_from_patches
 from svdcli.recipe.recipe import Data, VAETask
@@ -21,6 +22,7 @@ from svdcli.recipe.recipe import Data, VAETask
 EVALUATION_FRAMES = 64
 LONGEST_EVALUATED = 8
 SCALING_FRAMES, SCALING_BATCH = 64, 8
+START_FRAMES = 64
 
 
 class Reconstruction(nn.Module):
@@ -64,14 +66,19 @@ class Autoencoder:
                     norm_num_groups=task.norm_num_groups,
                 )
             )
-            rng = np.random.default_rng(0)
-            start_from_patches(
-                vae, to_pixels(np.stack([random_frame(self.train_set, rng) for _ in range(64)]))
-            )
+            self._begin(vae)
         if task.train == "decoder":
             vae.encoder.requires_grad_(False)
             vae.quant_conv.requires_grad_(False)
         self.network = Reconstruction(vae)
+
+    def _begin(self, vae: VAE) -> None:
+        rng = np.random.default_rng(0)
+        sample = to_pixels(np.stack([random_frame(self.train_set, rng) for _ in range(START_FRAMES)]))
+        try:
+            start_from_patches(vae, sample)
+        except ValueError:  # that start is of one shape; any other begins at random
+            start_at_random(vae)
 
     def batch(self, seed: list[int]) -> Tensor:
         """Random crops (B, T, 3, S, S) in [-1, 1]; every video is as likely as another, mirrored half of the time."""
@@ -120,6 +127,21 @@ class Autoencoder:
             latents.append(encode_frames(network.vae, frames, self.device))
         deviation = float(np.concatenate(latents).astype(np.float32).std(ddof=1))
         save_vae(network.vae, folder, scaling_factor=round(1.0 / deviation, 5))
+
+
+@torch.no_grad()
+def start_at_random(vae: VAE) -> None:
+    """Plain paths keep the signal's variance; residual branches and temporal layers are silent."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            nn.init.zeros_(module.bias)
+    for module in vae.modules():
+        if isinstance(module, ResBlock | TemporalResBlock):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+    nn.init.zeros_(vae.decoder.time_conv_out.bias)
+    nn.init.dirac_(vae.decoder.time_conv_out.weight)
 
 
 def psnr_db(mse: float) -> float:
