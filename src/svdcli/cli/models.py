@@ -131,7 +131,7 @@ def convert(
     """Convert between the diffusers folder and the single file of Stability and ComfyUI, both ways."""
     from svdcli.io.files import check_writable
     from svdcli.model.bundle import open_bundle
-    from svdcli.model.saving import parts_of, save_bundle, save_single
+    from svdcli.model.saving import parts_of, require_standard, save_bundle, save_single
 
     to = to or (Layout.single if target.suffix == ".safetensors" else Layout.diffusers)
     if (to == Layout.single) != (target.suffix == ".safetensors"):
@@ -149,6 +149,7 @@ def convert(
     ):
         raise UsageError(f"{target} is, or holds, what would be converted.", "Write elsewhere.")
     parts = parts_of(files, _dtype(dtype))
+    require_standard(parts)
     for note in files.notes:
         out.warn(note)
     out.say(f"{files.name}: {files.layout} -> {to.value}")

@@ -18,6 +18,7 @@ from torch import nn
 from svdcli.errors import UsageError
 from svdcli.io.files import atomic_folder, atomic_path
 from svdcli.model import hub, layouts
+from svdcli.model.blocks import NUM_GROUPS
 from svdcli.model.bundle import METADATA, STEMS, Bundle, BundleFiles, stored_network
 from svdcli.model.hub import PARTS
 from svdcli.model.image_encoder import ImageEncoder
@@ -114,6 +115,21 @@ def parts_of(source: Bundle | BundleFiles, dtype: torch.dtype | None = None) -> 
     return {part: part_of(module, dtype, source.files.configs[part]) for part, module in modules.items()}
 
 
+def is_standard(part: Part) -> bool:
+    """Whether other tools can hold the part: they know only norms of 32 groups, and would take others for those."""
+    return part.config.get("norm_num_groups", NUM_GROUPS) == NUM_GROUPS
+
+
+def require_standard(parts: Mapping[str, Part]) -> None:
+    """Raise UsageError where converting would make a file that other tools load and run wrongly."""
+    if narrow := [name for name, part in parts.items() if not is_standard(part)]:
+        raise UsageError(
+            f"The {some(narrow)} of this bundle has norms of fewer than {NUM_GROUPS} groups, which diffusers "
+            "and ComfyUI cannot hold.",
+            "Use it with svd; to train a model for other tools, keep norm_num_groups = 32 in its recipe.",
+        )
+
+
 def save_bundle(
     parts: Mapping[str, Part],
     folder: Path,
@@ -128,7 +144,9 @@ def save_bundle(
     """
     configs = configs or {}
     index: dict[str, Any] = {"_class_name": "StableVideoDiffusionPipeline", "_diffusers_version": "0.24.0"}
-    index |= {part: list(names) for part, names in CLASSES.items()}
+    for part, (library, name) in CLASSES.items():
+        others_can = part not in parts or is_standard(parts[part])
+        index[part] = [library if others_can else "svdcli", name]  # other tools refuse what they cannot hold
     with atomic_folder(folder) as temporary:
         for part in PARTS:
             (temporary / part).mkdir()
