@@ -62,7 +62,7 @@ def test_one_token_and_one_latent_for_all_frames() -> None:
 
 @pytest.mark.parametrize("sigma", [700.0, 1.0, 0.002])
 def test_the_concat_latent_is_never_scaled(sigma: float) -> None:
-    """c_in shrinks the noisy latents and nothing else: behind them every frame finds the same latent, as it was."""
+    """c_in shrinks the noisy latents and nothing else: behind them each frame finds the latent as it was."""
     conditioning, network = make_conditioning(), Recorder()
     x = sigma * torch.randn(2, 3, 4, 4, 6, generator=torch.Generator().manual_seed(1))
     Denoiser(conditioning.bind(network))(x, torch.full((2,), sigma))

@@ -53,7 +53,7 @@ def make_reference(config: UNetConfig) -> nn.Module:
 
 @torch.no_grad()
 def redraw(module: nn.Module, seed: int = 0) -> None:
-    """Random weights throughout, that keep the signal's scale: nothing is zero or one, mix factors included."""
+    """Random weights that keep the signal's scale: nothing is zero or one, mix factors included."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
@@ -146,7 +146,9 @@ def test_config_survives_a_file() -> None:
         pytest.param(2, 1, 8, 8, 1, id="one frame"),
     ],
 )
-def test_agrees_with_diffusers(pair: tuple[UNet, nn.Module], batch: int, frames: int, h: int, w: int, tokens: int) -> None:  # fmt: skip
+def test_agrees_with_diffusers(
+    pair: tuple[UNet, nn.Module], batch: int, frames: int, h: int, w: int, tokens: int
+) -> None:
     unet, reference = pair
     inputs = draw_inputs(TINY, batch, frames, h, w, tokens)
     with torch.no_grad():
@@ -390,7 +392,7 @@ def test_a_sliced_feed_forward_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("alpha_is_temporal", [True, False])
 def test_alpha_weighs_the_path_it_should(alpha_is_temporal: bool) -> None:
-    """Mixed all the way to one side, a block is its spatial part alone; to the other, the temporal part counts in full."""
+    """Mixed all the way to one side, a block is its spatial part alone; to the other, the temporal counts."""
     torch.manual_seed(0)
     block = SpatioTemporalResBlock(8, 8, None, 4, eps=1e-5, alpha_is_temporal=alpha_is_temporal).eval()
     x = torch.randn(6, 8, 3, 3)

@@ -29,7 +29,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Shape of the autoencoder; the field names are the keys of a diffusers `vae/config.json`. Defaults: SVD."""
+    """Shape of the autoencoder; the field names are those of a diffusers `vae/config.json`. Defaults: SVD."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -44,9 +44,12 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VAEConfig:
-        """From a parsed `config.json`; keys that do not shape the network are left out, lists become tuples."""
+        """From a parsed `config.json`; keys that do not shape the network are left out."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+        chosen: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
+        }
+        return cls(**chosen)
 
     def to_dict(self) -> dict[str, Any]:
         return {"_class_name": "AutoencoderKLTemporalDecoder", **asdict(self)}
@@ -58,7 +61,9 @@ class VAEConfig:
 
 
 class EncoderLevel(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, num_layers: int, groups: int, downsample: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_layers: int, groups: int, downsample: bool
+    ) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (num_layers - 1)
         self.resnets = nn.ModuleList(ResBlock(width, out_channels, None, EPS, groups) for width in inputs)
@@ -111,7 +116,9 @@ def decoder_block(in_channels: int, out_channels: int, groups: int) -> SpatioTem
 
 
 class DecoderLevel(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, num_layers: int, groups: int, upsample: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, num_layers: int, groups: int, upsample: bool
+    ) -> None:
         super().__init__()
         inputs = [in_channels] + [out_channels] * (num_layers - 1)
         self.resnets = nn.ModuleList(decoder_block(width, out_channels, groups) for width in inputs)
@@ -148,7 +155,9 @@ class TemporalDecoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = DecoderMid(widths[0], groups, config.layers_per_block)
         self.up_blocks = nn.ModuleList(
-            DecoderLevel(widths[max(i - 1, 0)], width, config.layers_per_block + 1, groups, i < len(widths) - 1)
+            DecoderLevel(
+                widths[max(i - 1, 0)], width, config.layers_per_block + 1, groups, i < len(widths) - 1
+            )
             for i, width in enumerate(widths)
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
@@ -162,8 +171,9 @@ class TemporalDecoder(nn.Module):
         x = self.conv_out(norm_silu(self.conv_norm_out, x))
         if num_frames is None:
             return x
-        out = self.time_conv_out
-        return over_space(F.conv2d(over_time(x, num_frames), out.weight.squeeze(-1), out.bias, padding=(1, 0)), x.shape)
+        conv = self.time_conv_out
+        x_over_time = F.conv2d(over_time(x, num_frames), conv.weight.squeeze(-1), conv.bias, padding=(1, 0))
+        return over_space(x_over_time, x.shape)
 
 
 class VAE(nn.Module):
@@ -177,7 +187,7 @@ class VAE(nn.Module):
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, T, 3, H, W) in [-1, 1] -> the posterior's mean and log variance, each (B, T, c, h, w), unscaled."""
+        """Pixels (B, T, 3, H, W) in [-1, 1] -> posterior mean and log variance, each (B, T, c, h, w)."""
         frames = pixels.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         mean, log_var = self.quant_conv(self.encoder(frames)).unflatten(0, pixels.shape[:2]).chunk(2, dim=2)
         return mean, log_var.clamp(-30.0, 20.0)
