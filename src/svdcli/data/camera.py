@@ -1,7 +1,8 @@
 """Camera moves made from still frames: pans and zooms of known speed.
 
-What it is: extra training clips that tear motion apart from content, so that a small model must read the motion bucket instead of
-guessing the motion from the picture. What it is not: real footage; a recipe says how many of them it mixes in.
+What it is: extra training clips that tear motion apart from content, so that a small model must read the
+motion bucket instead of guessing the motion from the picture. What it is not: real footage; a recipe says how
+many of them it mixes in.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def move(
 def _view(
     frame: npt.NDArray[np.uint8], scale: float, centre: npt.NDArray[np.float64], size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
-    """The part of a frame that is `scale` of its sides, `centre` (shares of the sides) off the middle, at full size."""
+    """The part of a frame that is `scale` of its sides, `centre` (shares of the sides) off the middle.
+
+    It is scaled up to the full size (W, H).
+    """
     width, height = size
     left = (0.5 + centre[0] - scale / 2) * width
     top = (0.5 + centre[1] - scale / 2) * height

@@ -1,8 +1,8 @@
 """A folder of videos, read once into one file of small frames that training maps into memory.
 
-What it is: the reader of a plain folder, for datasets whose frames at the model's size fit on a disk. Each video is decoded by
-decord, thinned to at most `max_fps`, scaled to cover the size (area average, so antialiased) and cropped in the middle.
-What it is not: shards, which stream.
+What it is: the reader of a plain folder, for datasets whose frames at the model's size fit on a disk. Each
+video is decoded by decord, thinned to at most `max_fps`, scaled to cover the size (area average, so
+antialiased) and cropped in the middle. What it is not: shards, which stream.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ class Video:
 
 @dataclass(frozen=True)
 class FrameSet:
-    """Videos at one size: `frames` is a memory-mapped np.uint8 (N, H, W, 3), RGB; `videos` say which rows are whose."""
+    """Videos at one size."""
 
     frames: npt.NDArray[np.uint8]
+    """(N, H, W, 3), RGB, memory-mapped"""
     videos: tuple[Video, ...]
+    """which rows are whose"""
     skipped: tuple[str, ...] = ()
     """names of the files that could not be decoded"""
 
@@ -62,7 +64,10 @@ class FrameSet:
 
 
 def find_videos(folder: Path, exclude: tuple[str, ...] = ()) -> list[Path]:
-    """Videos below a folder, in order of their names, less those whose file name matches a pattern of `exclude`."""
+    """Videos below a folder, in order of their names, less those whose file name `exclude` matches.
+
+    Raises InputError where there is none.
+    """
     if not folder.is_dir():
         hint = f"Give a folder of videos as data.source; a relative path starts at {Path.cwd()}."
         raise InputError(f"The dataset {folder} is not a folder.", hint)
@@ -102,7 +107,9 @@ def _require_both(num_kept: int, num_apart: int) -> None:
 def load_frames(
     paths: list[Path], width: int, height: int, max_fps: float, max_frames: int, cache: Path
 ) -> FrameSet:
-    """Decode videos once to `cache` (a folder), or map what an earlier call left there for the same files and settings.
+    """Decode videos once to `cache` (a folder), or map what an earlier call left there.
+
+    That is of the same files (name, size, time) and settings.
 
     Raises InputError where no video can be decoded; broken ones are left out and named in `skipped`.
     """

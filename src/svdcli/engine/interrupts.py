@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: heard at once, obeyed between two steps, so that no step is saved in part."""
+"""Ctrl-C and SIGTERM while training: heard at once, obeyed between two steps, so that none is saved in part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupts:
-    """Within the block SIGINT and SIGTERM raise KeyboardInterrupt, or, while `defer` is set, only set `wished`.
+    """Within the block both signals raise KeyboardInterrupt or, while `defer` is set, only set `wished`.
 
     A second signal is obeyed at once in either case. Outside of the main thread signals stay as they are.
     """

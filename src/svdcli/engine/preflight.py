@@ -1,4 +1,4 @@
-"""All that a user can get wrong in a training run and that shows before it starts: looked at in a second, decodes nothing."""
+"""What a user can get wrong in a training run and what shows before it starts. Quick: decodes nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class Start:
 
 
 def check(recipe: Recipe) -> Start:
-    """Raise the SvdError that the run would meet: recipe, machine, run folder, dataset, autoencoder, bundle."""
+    """-> where the run goes on from, or the SvdError that it would meet.
+
+    Looks at the machine, the run folder and its checkpoint, the dataset, the autoencoder, the bundle.
+    """
     folder = recipe.run.folder
     saved, changes = saved_run(folder), []
     if saved is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from lightning_fabric.wrappers import _FabricModule
 
 from svdcli.engine.interrupts import Interrupts
 from svdcli.engine.launch import launch
@@ -80,8 +80,8 @@ def train(recipe: Recipe, report: Report, say: Say = lambda text: None) -> Train
     return state
 
 
-def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, nn.Module, TrainState]:
-    """-> the task, its network as Fabric wraps it, and the state: that of the checkpoint where there is one."""
+def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainState]:
+    """-> the task, its network as Fabric wraps it, and the state, from the checkpoint if there is one."""
     run, optim = recipe.run, recipe.optim
     torch.manual_seed(run.seed)
     with fabric.rank_zero_first():  # who fills the caches
@@ -99,13 +99,13 @@ def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, nn.Module, TrainState
 def fit(
     fabric: Fabric,
     task: Task,
-    network: nn.Module,
+    network: _FabricModule,
     state: TrainState,
     recipe: Recipe,
     report: Report,
     stop: Callable[[], bool],
 ) -> bool:
-    """Steps up to the recipe's last, logged, evaluated and saved on their way. True where `stop()` ended them."""
+    """Steps up to the recipe's last, logged, evaluated, saved. True where `stop()` ended them before."""
     run = recipe.run
     while state.step < run.num_steps:
         if agreed(fabric, stop()):
@@ -127,11 +127,11 @@ def agreed(fabric: Fabric, stop: bool) -> bool:
     if fabric.world_size == 1:
         return stop
     votes = fabric.all_reduce(torch.tensor(float(stop), device=fabric.device), reduce_op="sum")
-    return bool(votes > 0)
+    return bool(votes.sum() > 0)  # type: ignore[union-attr]
 
 
 def train_step(
-    fabric: Fabric, task: Task, network: nn.Module, state: TrainState, recipe: Recipe
+    fabric: Fabric, task: Task, network: _FabricModule, state: TrainState, recipe: Recipe
 ) -> dict[str, float]:
     """One step: `accumulate` batches, one clipped update, one update of the average."""
     started, run, optim = time.monotonic(), recipe.run, recipe.optim
@@ -147,6 +147,7 @@ def train_step(
             fabric.backward(loss / run.accumulate)
         total += loss.item() / run.accumulate
     norm = fabric.clip_gradients(network, state.optimizer, max_norm=optim.clip_norm, error_if_nonfinite=False)
+    assert norm is not None
     if not torch.isfinite(norm) and not _is_overflow(state):
         raise MachineError(
             f"The gradient of step {state.step} is not finite.",

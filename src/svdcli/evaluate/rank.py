@@ -24,7 +24,12 @@ class Score:
 
     @property
     def figures(self) -> dict[str, float]:
-        return {"score": self.total, "motion": self.motion, "flicker": self.flicker, "fidelity_db": self.fidelity_db}
+        return {
+            "score": self.total,
+            "motion": self.motion,
+            "flicker": self.flicker,
+            "fidelity_db": self.fidelity_db,
+        }
 
     @property
     def summary(self) -> str:
@@ -48,7 +53,9 @@ def rank_by_quality(candidates: Sequence[Candidate]) -> list[Score]:
     return [Score(int(i), float(totals[i]), *map(float, rows[i])) for i in order]
 
 
-def _measure(frames: npt.NDArray[np.uint8], picture: npt.NDArray[np.float32], fps: float) -> tuple[float, float, float]:
+def _measure(
+    frames: npt.NDArray[np.uint8], picture: npt.NDArray[np.float32], fps: float
+) -> tuple[float, float, float]:
     return (
         motion_score(frames, fps) if len(frames) > 1 else 0.0,
         flicker(frames) if len(frames) > 2 else 0.0,

@@ -23,7 +23,12 @@ PATCH = 8
 
 def patch_components(pixels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Pixels (N, 3, H, W) -> the first principal components (count, 3, 8, 8) of their patches and their deviations (count,)."""
-    patches = pixels.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * PATCH**2)
+    patches = (
+        pixels.unfold(2, PATCH, PATCH)
+        .unfold(3, PATCH, PATCH)
+        .permute(0, 2, 3, 1, 4, 5)
+        .reshape(-1, 3 * PATCH**2)
+    )
     values, vectors = torch.linalg.eigh(torch.cov(patches.double().T))
     components = vectors.flip(1)[:, :count].T.reshape(count, 3, PATCH, PATCH)
     return components.float(), values.flip(0)[:count].clamp_min(1e-8).sqrt().float()
@@ -83,14 +88,17 @@ def _set_encoder(vae: VAE, components: Tensor, gains: Tensor) -> None:
     encoder, num = vae.encoder, len(components)
     quarter = range(2)
     _carry(encoder.conv_in, {c: {c: 1.0} for c in range(3)})
-    halves = encoder.down_blocks[0].downsamplers[0].conv  # colour and place in a 2×2 block -> channel 4 c + 2 y + x
+    # colour and place in a 2×2 block -> channel 4 c + 2 y + x
+    halves = encoder.down_blocks[0].downsamplers[0].conv
     for c in range(3):
         for y in quarter:
             for x in quarter:
                 halves.weight[4 * c + 2 * y + x] = 0.0
                 halves.weight[4 * c + 2 * y + x, c, y, x] = 1.0
-    quarters = encoder.down_blocks[1].downsamplers[0].conv  # a component's part in a 4×4 block -> channel 4 k + 2 sy + sx
-    whole = encoder.down_blocks[2].downsamplers[0].conv  # the component -> channel k
+    # a component's part in a 4×4 block -> channel 4 k + 2 sy + sx
+    quarters = encoder.down_blocks[1].downsamplers[0].conv
+    # the component -> channel k
+    whole = encoder.down_blocks[2].downsamplers[0].conv
     for k in range(num):
         whole.weight[k] = 0.0
         for sy in quarter:
@@ -120,7 +128,8 @@ def _set_decoder(vae: VAE, colours: Tensor, mean: Tensor) -> None:
     decoder, num = vae.decoder, len(colours)
     _carry(decoder.conv_in, {k: {k: 1.0} for k in range(num)})
     # the encoder's norm leaves a component of deviation SIGNAL at about this; measured once, near enough for a start
-    deviation = SIGNAL / ((2 * SIGNAL**2 + 2 * BALLAST**2) / (vae.config.block_out_channels[-1] // num)) ** 0.5
+    group = vae.config.block_out_channels[-1] // num
+    deviation = SIGNAL / ((2 * SIGNAL**2 + 2 * BALLAST**2) / group) ** 0.5
     for c in range(3):
         _carry(decoder.conv_in, {num + c: {k: float(colours[k, c]) / deviation for k in range(num)}})
         decoder.conv_in.bias[num + c] = mean[c]

@@ -24,7 +24,7 @@ class Task(Protocol):
     def loss(
         self, network: nn.Module, batch: Any, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """-> scalar loss and figures to log. Calls `network` (the Fabric-wrapped module), never an inner one."""
+        """-> scalar loss and figures to log. Calls `network`, which Fabric wraps, never an inner module."""
 
     def notes(self) -> list[str]:
         """Sentences that a person should read when training starts, such as what was left out."""

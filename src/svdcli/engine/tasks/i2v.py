@@ -40,7 +40,10 @@ class Continuation(nn.Module):
         self.unet, self.image_encoder = unet, image_encoder
 
     def forward(self, x: Tensor, c_noise: Tensor, clip: Batch, latent: Tensor, keep: Tensor) -> Tensor:
-        """Scaled noisy latents (B, T, c, h, w), c_noise (B,) -> F. keep: (B, 2), 1 or 0 for embedding and condition latent."""
+        """Noisy latents (B, T, c, h, w) times c_in, c_noise (B,) -> F.
+
+        latent: (B, c, h, w), that of the condition frame. keep: (B, 2), see `keep_mask`.
+        """
         embedding = self.image_encoder(clip.picture) * keep[:, :1]
         latent = latent * keep[:, 1, None, None, None]
         conditioning = condition_on_image(embedding, latent, clip.fps, clip.motion_bucket, clip.augment)
@@ -84,7 +87,7 @@ class ImageToVideo:
         self.network = Continuation(unet, image_encoder)
 
     def _require_clips(self, train_set: FrameSet) -> None:
-        """Raise InputError where a clip length finds no footage, or the held-out videos are too short to judge by."""
+        """Raise InputError where a clip length finds no footage, for training or to judge by."""
         lowest, highest = self.task.fps
         for num_frames in self.task.num_frames:
             # The rates that a clip may be labelled with must meet those that training draws.
@@ -105,7 +108,7 @@ class ImageToVideo:
             )
 
     def _calibrate(self) -> MotionCalibration:
-        """The motion buckets of this training set: clips drawn as training draws them, ranked by their measured motion."""
+        """The motion buckets of this training set: clips drawn as in training, ranked by measured motion."""
         rng = np.random.default_rng(0)
         scores = []
         for _ in range(CALIBRATION_CLIPS):
@@ -118,7 +121,7 @@ class ImageToVideo:
     def draw_clip(
         self, frames: FrameSet, rng: np.random.Generator, num_frames: int
     ) -> tuple[Video, int, int, float]:
-        """-> a video, its first frame, the stride, and the rate it is labelled with: near enough to life, see `max_speed`."""
+        """-> a video, its first frame, the stride, and the rate it is labelled with."""
         while True:
             video = frames.videos[rng.integers(len(frames.videos))]
             fps = float(rng.uniform(*self.task.fps))
@@ -138,7 +141,7 @@ class ImageToVideo:
         ]
 
     def batch(self, seed: list[int]) -> Batch:
-        """Clips of one random length of the recipe's, each with its own rate, motion bucket and augmentation."""
+        """Clips of one of the recipe's lengths, each with its own rate, motion bucket and augmentation."""
         rng = np.random.default_rng(seed)
         num_frames = int(rng.choice(self.task.num_frames))
         drawn = [self.draw_clip(self.train_set, rng, num_frames) for _ in range(self.batch_size)]
@@ -170,7 +173,10 @@ class ImageToVideo:
     def losses(
         self, network: nn.Module, batch: Batch, sigma: Tensor, keep: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Loss of each clip (B,) at the noise levels (B,). The noise of the condition frame is its own, not the target's."""
+        """Loss of each clip (B,) at the noise levels (B,).
+
+        The noise of the condition frame is its own, not the target's.
+        """
         with torch.no_grad():
             noise = torch.randn(batch.picture.shape, generator=generator)
             latent = self.vae.encode(
@@ -182,7 +188,7 @@ class ImageToVideo:
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> dict[str, float]:
-        """Held-out loss at fixed noise levels, on the first frames of each held-out video; the noise is always the same."""
+        """Held-out loss at fixed noise levels, on the clips of `evaluated`; the noise is always the same."""
         bins: dict[float, list[float]] = {sigma: [] for sigma in EVALUATION_SIGMAS}
         keep = torch.ones(1, 2, device=self.device)
         for index, frames, fps in self.evaluated():
@@ -194,7 +200,10 @@ class ImageToVideo:
         return figures | {"held_out_loss": float(np.mean(list(figures.values())))}
 
     def evaluated(self) -> list[tuple[int, npt.NDArray[np.uint8], float]]:
-        """Every other held-out video that is long enough: its number, its first frames (T, H, W, 3) and their rate."""
+        """Every other held-out video that is long enough.
+
+        -> its number, its first frames (T, H, W, 3) at about EVALUATION_FPS, and their rate.
+        """
         num_frames, clips = min(self.task.num_frames), []
         for index, video in enumerate(self.held_out.videos[::2]):
             stride = max(1, round(video.fps / EVALUATION_FPS))
@@ -232,7 +241,7 @@ class ImageToVideo:
 
 
 def keep_mask(share: Tensor, task: ImageToVideoTask) -> Tensor:
-    """Uniform draws (B,) in [0, 1) -> (B, 2): 1 or 0 for the embedding and for the condition latent of each clip."""
+    """Uniform draws (B,) in [0, 1) -> (B, 2): 1 or 0 for each clip's embedding and condition latent."""
     latent = task.drop_both + task.drop_latent
     no_embedding = (share < task.drop_both) | ((share >= latent) & (share < latent + task.drop_embedding))
     return torch.stack([~no_embedding, share >= latent], dim=1).float()

@@ -36,7 +36,10 @@ def require_vae(source: Path) -> None:
 
 
 def load_vae(source: Path) -> VAE:
-    """The autoencoder of a bundle, or of the run folder of its own training. Raises InputError where there is none."""
+    """The autoencoder of a bundle, or of the run folder of its own training.
+
+    Raises InputError where there is none or it is damaged.
+    """
     require_vae(source)
     folder = source / "vae"
     try:

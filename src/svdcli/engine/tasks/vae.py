@@ -1,4 +1,4 @@
-"""The autoencoder's training: reconstruct crops, images first (spatial layers), then short clips (temporal decoder)."""
+"""The autoencoder's training: reconstruct crops, of images (spatial layers), then of clips (temporal decoder)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reconstruction(nn.Module):
         self.vae = vae
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (B, T, 3, H, W), noise like the latents -> reconstruction, and the posterior's mean and log variance."""
+        """Pixels (B, T, 3, H, W), noise like the latents -> reconstruction, posterior mean and log variance."""
         mean, log_var = self.vae.moments(pixels)
         sample = mean + (0.5 * log_var).exp() * noise
         return self.vae.decode(sample, as_images=pixels.shape[1] == 1), mean, log_var
@@ -81,7 +81,7 @@ class Autoencoder:
             start_at_random(vae)
 
     def batch(self, seed: list[int]) -> Tensor:
-        """Random crops (B, T, 3, S, S) in [-1, 1]; every video is as likely as another, mirrored half of the time."""
+        """Random crops (B, T, 3, S, S) in [-1, 1], half of them mirrored; no video is likelier than another."""
         rng, side = np.random.default_rng(seed), self.task.crop
         clips = [random_crop(self.train_set, rng, self.task.num_frames, side) for _ in range(self.batch_size)]
         return to_pixels(np.stack(clips)).to(self.device)
