@@ -184,9 +184,9 @@ def cover(frame: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[
     """Scale a frame (H, W, 3) until it covers the size, then crop its middle."""
     scale = max(width / frame.shape[1], height / frame.shape[0])
     size = (max(width, round(frame.shape[1] * scale)), max(height, round(frame.shape[0] * scale)))
-    frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    scaled = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return frame[top : top + height, left : left + width]
+    return np.asarray(scaled[top : top + height, left : left + width], dtype=np.uint8)
 
 
 def split_frames(data: Data, cache: Path) -> tuple[FrameSet, FrameSet]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: heard at once, obeyed between two steps, so that none is saved in part."""
+"""Ctrl-C and SIGTERM while training: heard at once, obeyed between two steps, so none is saved in part."""
 
 from __future__ import annotations
 

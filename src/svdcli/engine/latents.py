@@ -20,8 +20,8 @@ def latent_rows(
 ) -> npt.NDArray[np.float16]:
     """Frames (N, H, W, 3) uint8 -> unscaled latents (N, c, h, w) float16, memory-mapped from the cache.
 
-    The key is made of the encoder's weights, the number of frames, and every seventh of them: other weights or
-    another dataset make another file.
+    The key is made of the encoder's weights, the number of frames, and every seventh of them: other
+    weights or another dataset make another file.
     """
     key = hashlib.sha256(str(frames.shape).encode())
     for name, value in sorted(vae.state_dict().items()):

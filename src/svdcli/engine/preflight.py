@@ -36,7 +36,7 @@ def check(recipe: Recipe) -> Start:
     Looks at the machine, the run folder and its checkpoint, the dataset, the autoencoder, the bundle.
     """
     folder = recipe.run.folder
-    saved, changes = saved_run(folder), []
+    saved, changes = saved_run(folder), list[str]()
     if saved is not None:
         recipe, changes = resume_recipe(saved[1], recipe)
     check_machine(recipe.machine)

@@ -1,4 +1,7 @@
-"""What a training run is, between two steps: weights, their average, the optimizer, the step. Saved whole or not at all."""
+"""What a training run is, between two steps: weights, their average, the optimizer, the step.
+
+Saved whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,9 @@ class TrainState:
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """average ← d · average + (1 − d) · weights, with d = min(decay, (1 + n) / (10 + n)) after n steps."""
+        """average ← d average + (1 − d) weights, with d = min(decay, (1 + n) / (10 + n)) after n steps."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        averages = [p for p in self.average.parameters()]
+        averages = [p.detach() for p in self.average.parameters()]
         weights = [p.detach() for p in self.network.parameters()]
         torch._foreach_lerp_(averages, weights, 1.0 - decay)
 

@@ -250,7 +250,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(tree: dict[str, Any], name: str) -> Recipe:
-    """A parsed TOML tree -> Recipe. Raises RecipeError for its first fault; `name` is what that calls the tree."""
+    """A parsed TOML tree, called `name` in errors -> Recipe. Raises RecipeError for its first fault."""
     try:
         text = json.dumps(tree)  # through JSON, since strict mode refuses lists for tuples
     except TypeError as error:

@@ -1,4 +1,7 @@
-"""What tells the training tasks apart, one file each: the network, its batches, its loss, its measures. One loop runs them all."""
+"""What tells the training tasks apart, one file each: the network, its batches, its loss, its measures.
+
+One loop runs them all.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,14 @@ from svdcli.recipe.recipe import ImageToVideoTask, Recipe, VAETask
 
 
 class Task(Protocol):
-    """A task owns its data and frozen parts. All randomness of a step comes from the generator that the loop hands it."""
+    """A task owns its data and frozen parts.
 
-    network: nn.Module
-    """what trains, with its parameters' `requires_grad` set"""
+    All randomness of a step comes from the seed and the generator that the loop hands it.
+    """
+
+    @property
+    def network(self) -> nn.Module:
+        """What trains, with its parameters' `requires_grad` set."""
 
     def batch(self, seed: list[int]) -> Any:
         """Examples of one step, a pure function of the seed."""
@@ -29,10 +36,10 @@ class Task(Protocol):
     def notes(self) -> list[str]:
         """Sentences that a person should read when training starts, such as what was left out."""
 
-    def evaluate(self, network: nn.Module) -> dict[str, float]:
+    def evaluate(self, network: Any) -> dict[str, float]:
         """Held-out measures of the averaged weights."""
 
-    def export(self, network: nn.Module, folder: Path, recipe_text: str) -> None:
+    def export(self, network: Any, folder: Path, recipe_text: str) -> None:
         """Write the result, made by that recipe, as (parts of) a bundle into the run folder."""
 
 

@@ -187,7 +187,7 @@ class ImageToVideo:
         return denoising_loss(denoiser, batch.latents, sigma.to(self.device), noise)
 
     @torch.no_grad()
-    def evaluate(self, network: nn.Module) -> dict[str, float]:
+    def evaluate(self, network: Continuation) -> dict[str, float]:
         """Held-out loss at fixed noise levels, on the clips of `evaluated`; the noise is always the same."""
         bins: dict[float, list[float]] = {sigma: [] for sigma in EVALUATION_SIGMAS}
         keep = torch.ones(1, 2, device=self.device)
@@ -224,7 +224,7 @@ class ImageToVideo:
         )
         return data_notes(self.train_set, self.held_out, kind)
 
-    def export(self, network: nn.Module, folder: Path, recipe_text: str) -> None:
+    def export(self, network: Continuation, folder: Path, recipe_text: str) -> None:
         """The bundle of the averaged weights, in half precision, in `bundle/`."""
         settings = Settings(
             num_frames=network.unet.config.num_frames,

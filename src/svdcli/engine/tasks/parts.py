@@ -81,9 +81,9 @@ def require_same(config: VAEConfig | UNetConfig, task: VAETask | ImageToVideoTas
 def load_image_to_video(bundle: Path | str) -> tuple[UNet, ImageEncoder]:
     """UNet and image encoder of a bundle, float32, to be trained on."""
     files = open_bundle(bundle)
-    return own(files.part("unet", torch.float32)).train(), own(
-        files.part("image_encoder", torch.float32)
-    ).train()
+    unet, encoder = files.part("unet", torch.float32), files.part("image_encoder", torch.float32)
+    assert isinstance(unet, UNet) and isinstance(encoder, ImageEncoder)
+    return own(unet).train(), own(encoder).train()
 
 
 def save_image_to_video(

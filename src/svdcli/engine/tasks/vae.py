@@ -1,4 +1,4 @@
-"""The autoencoder's training: reconstruct crops, of images (spatial layers), then of clips (temporal decoder)."""
+"""The autoencoder's training: reconstruct crops of images, then, for the temporal layers, of clips."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reconstruction(nn.Module):
         self.vae = vae
 
     def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (B, T, 3, H, W), noise like the latents -> reconstruction, posterior mean and log variance."""
+        """Pixels (B, T, 3, H, W), noise like the latents -> reconstruction, posterior mean, log variance."""
         mean, log_var = self.vae.moments(pixels)
         sample = mean + (0.5 * log_var).exp() * noise
         return self.vae.decode(sample, as_images=pixels.shape[1] == 1), mean, log_var
@@ -81,7 +81,7 @@ class Autoencoder:
             start_at_random(vae)
 
     def batch(self, seed: list[int]) -> Tensor:
-        """Random crops (B, T, 3, S, S) in [-1, 1], half of them mirrored; no video is likelier than another."""
+        """Random crops (B, T, 3, S, S) in [-1, 1], half of them mirrored; all videos are as likely."""
         rng, side = np.random.default_rng(seed), self.task.crop
         clips = [random_crop(self.train_set, rng, self.task.num_frames, side) for _ in range(self.batch_size)]
         return to_pixels(np.stack(clips)).to(self.device)
@@ -104,9 +104,9 @@ class Autoencoder:
         return data_notes(self.train_set, self.held_out)
 
     @torch.no_grad()
-    def evaluate(self, network: nn.Module) -> dict[str, float]:
+    def evaluate(self, network: Reconstruction) -> dict[str, float]:
         """Mean PSNR (dB) of whole held-out frames, in clips of up to 8 so that the temporal layers act."""
-        vae: VAE = network.vae
+        vae = network.vae
         scores, latents = [], []
         per_video = max(1, EVALUATION_FRAMES // len(self.held_out.videos))
         for video in self.held_out.videos:
@@ -119,7 +119,7 @@ class Autoencoder:
             latents.append(z.flatten())
         return {"held_out_psnr_db": float(np.mean(scores)), "latent_std": torch.cat(latents).std().item()}
 
-    def export(self, network: nn.Module, folder: Path, recipe_text: str) -> None:
+    def export(self, network: Reconstruction, folder: Path, recipe_text: str) -> None:
         """The autoencoder with its scaling factor set to 1 / standard deviation of the training latents."""
         rng, latents = np.random.default_rng(0), []
         for _ in range(SCALING_FRAMES // SCALING_BATCH):
@@ -135,13 +135,18 @@ def start_at_random(vae: VAE) -> None:
     for module in vae.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            nn.init.zeros_(module.bias)
+            _zero(module.bias)
     for module in vae.modules():
         if isinstance(module, ResBlock | TemporalResBlock):
-            nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(module.conv2.bias)
-    nn.init.zeros_(vae.decoder.time_conv_out.bias)
+            _zero(module.conv2.weight, module.conv2.bias)
+    _zero(vae.decoder.time_conv_out.bias)
     nn.init.dirac_(vae.decoder.time_conv_out.weight)
+
+
+def _zero(*parameters: Tensor | None) -> None:
+    for parameter in parameters:
+        if parameter is not None:
+            nn.init.zeros_(parameter)
 
 
 def psnr_db(mse: float) -> float:

@@ -1,0 +1,99 @@
+"""`svd train`: a recipe in, a run folder out; the same command again resumes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from svdcli.cli.console import out
+
+if TYPE_CHECKING:
+    from svdcli.engine.preflight import Start
+    from svdcli.recipe.recipe import Recipe
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(train)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/nano/vae.toml.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe: --set optim.lr=1e-5"),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Save and stop after this long; the same command goes on. (run.minutes)"),
+    ] = None,
+) -> None:
+    """Train a model as a recipe says. The same command again resumes it where it stopped."""
+    from svdcli.engine.preflight import check
+    from svdcli.engine.state import CHECKPOINT
+    from svdcli.recipe.recipe import load_recipe
+
+    changes = list(set_ or [])
+    if minutes is not None:
+        changes.append(f"run.minutes={minutes}")
+    start = check(load_recipe(recipe, changes))
+    _introduce(start)
+    step, figures = _run(start)
+
+    run = start.recipe.run
+    done = step >= run.num_steps
+    facts = {
+        "folder": run.folder,
+        "checkpoint": run.folder / CHECKPOINT,
+        "result": _result(start.recipe),
+        "step": step,
+        "num_steps": run.num_steps,
+        "done": done,
+        "figures": figures,
+    }
+    told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name.startswith("held_out"))
+    lines = [
+        f"step {step} of {run.num_steps}{': ' + told if told else ''}",
+        f"result: {_result(start.recipe)}",
+    ]
+    out.result(facts, lines)
+    out.next(_next(start.recipe) if done else f"svd train {recipe}   (the same command, for the other steps)")
+
+
+def _introduce(start: Start) -> None:
+    """What is about to happen, and what is different from the time before."""
+    run = start.recipe.run
+    for change in start.changes:
+        out.warn(change)
+    begun = f"resuming at step {start.step}" if start.step else "beginning"
+    out.say(f"{begun}: {run.num_steps} steps, {start.num_videos} videos, {start.num_held_out} held out")
+    out.say(
+        f"checkpoints and metrics: {run.folder}, every {run.checkpoint_every} steps; Ctrl-C saves and stops"
+    )
+
+
+def _run(start: Start) -> tuple[int, dict[str, float]]:
+    """Train; -> the last step and its figures, held-out measures those of the last evaluation."""
+    from svdcli.engine.train import train as run_training
+
+    figures: dict[str, float] = {}
+    with out.progress("training", total=max(0, start.recipe.run.num_steps - start.step)) as bar:
+
+        def report(step: int, new: dict[str, float]) -> None:
+            figures.update(new)
+            rate = 1.0 / max(new["seconds"], 1e-9)
+            bar.advance(1, note=f"step {step}, loss {new['loss']:.4f}, {rate:.3g} steps/s")
+
+        state = run_training(start.recipe, report, out.say)
+    return state.step, figures
+
+
+def _result(recipe: Recipe) -> Path:
+    return recipe.run.folder / ("vae" if recipe.task.kind == "vae" else "bundle")
+
+
+def _next(recipe: Recipe) -> str:
+    if recipe.task.kind == "vae":
+        return f"svd train RECIPE --set task.vae={recipe.run.folder}   (an i2v recipe, upon this autoencoder)"
+    return f"svd sample photo.png --bundle {_result(recipe)}"
