@@ -1,0 +1,105 @@
+"""The state of a run: its average, its checkpoint, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from svdcli.engine.state import CHECKPOINT, TrainState, saved_run
+from svdcli.errors import InputError, MachineError
+
+
+def make_state(
+    width: int = 3, lr: float = 0.1, weight_decay: float = 0.01, scaled: bool = False
+) -> TrainState:
+    torch.manual_seed(0)
+    network = nn.Linear(width, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
+    return TrainState.start(network, optimizer, torch.amp.GradScaler("cpu") if scaled else None)
+
+
+def advance(state: TrainState, times: int = 1) -> None:
+    for _ in range(times):
+        state.network(torch.ones(1, state.network.in_features)).square().sum().backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.step += 1
+        state.update_average(0.9)
+
+
+def test_the_average_starts_as_the_weights_and_follows() -> None:
+    state = make_state()
+    assert torch.equal(state.average.weight, state.network.weight)
+    assert not any(p.requires_grad for p in state.average.parameters()) and not state.average.training
+    before = state.average.weight.clone()
+    advance(state)  # d = (1 + 1) / (10 + 1)
+    expected = before * 2 / 11 + state.network.weight.detach() * 9 / 11
+    torch.testing.assert_close(state.average.weight, expected)
+    state.step = 1000
+    before = state.average.weight.clone()
+    state.update_average(0.75)
+    torch.testing.assert_close(state.average.weight, before * 0.75 + state.network.weight.detach() * 0.25)
+
+
+def test_what_is_saved_comes_back_and_goes_on_alike(tmp_path: Path) -> None:
+    state = make_state(scaled=True)
+    advance(state, 3)
+    assert state.scaler is not None
+    state.scaler.scale(torch.ones(()))  # its scale is made when it is first used
+    state.scaler.update(512.0)
+    state.save(tmp_path, "{}")
+    again = make_state(scaled=True)
+    again.load(tmp_path)
+    assert again.step == 3 and saved_run(tmp_path) == (3, "{}")
+    assert again.scaler is not None and again.scaler.get_scale() == 512.0
+    for both in (state, again):
+        advance(both, 2)
+    assert torch.equal(again.network.weight, state.network.weight)
+    assert torch.equal(again.average.weight, state.average.weight)
+
+
+def test_the_recipe_decides_what_the_optimizer_is_told(tmp_path: Path) -> None:
+    make_state(weight_decay=0.01).save(tmp_path, "{}")
+    again = make_state(weight_decay=0.5)
+    again.load(tmp_path)
+    assert again.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert again.optimizer.param_groups[0]["params"]
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_state()
+    state.save(tmp_path, "{}")
+    before = (tmp_path / CHECKPOINT).read_bytes()
+
+    def fill_the_disk(_: object, path: Path) -> None:
+        path.write_bytes(before[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    advance(state)
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(MachineError, match="disk is full"):
+        state.save(tmp_path, "{}")
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_checkpoints_that_cannot_be_used_are_input_errors(tmp_path: Path) -> None:
+    assert saved_run(tmp_path) is None
+    make_state(width=4).save(tmp_path, "{}")
+    with pytest.raises(InputError, match="of another network"):
+        make_state().load(tmp_path)
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"not a checkpoint"):
+        (tmp_path / CHECKPOINT).write_bytes(content)
+        for use in (saved_run, make_state().load):
+            with pytest.raises(InputError, match="damaged"):
+                use(tmp_path)
+    torch.save({"something": 1}, tmp_path / CHECKPOINT)
+    with pytest.raises(InputError, match="damaged"):
+        saved_run(tmp_path)
