@@ -46,3 +46,73 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder ../shared/data (real clips and small weights) is absent beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StableVideoDiffusionPipeline folder: UNet (32, 64), VAE (32, 64) with 4 latent channels, CLIP of 2
+    layers; 14 frames.
+
+    All weights are random, the zero-initialised ones and the norms too, so that a mix-up of two tensors
+    shows.
+    """
+    import torch
+    from diffusers import (
+        AutoencoderKLTemporalDecoder,
+        EulerDiscreteScheduler,
+        StableVideoDiffusionPipeline,
+        UNetSpatioTemporalConditionModel,
+    )
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    unet = UNetSpatioTemporalConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        num_attention_heads=(2, 4),
+        cross_attention_dim=32,
+        layers_per_block=2,
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=96,
+        num_frames=14,
+    )
+    vae = AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+    image_encoder = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=224,
+            patch_size=32,
+            projection_dim=32,
+            hidden_act="gelu",
+        )
+    )
+    with torch.no_grad():
+        for module in (unet, vae, image_encoder):
+            for tensor in module.parameters():
+                tensor.add_(torch.randn_like(tensor) * 0.05)
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+        timestep_type="continuous",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+    pipeline = StableVideoDiffusionPipeline(vae, image_encoder, unet, scheduler, CLIPImageProcessor())
+    path = tmp_path_factory.mktemp("bundles") / "tiny"
+    pipeline.save_pretrained(path)
+    return path

@@ -1,6 +1,6 @@
 """One picture in, one clip out: encode, denoise, decode.
 
-What it is: the sampling of image-to-video models, top to bottom. What it is not: files, names and batches of inputs, which are
+What it is: the sampling of image-to-video models, top to bottom. What it is not: files and names, which are
 `produce`'s; where weights live, which is `memory`'s.
 """
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from svdcli.diffusion.denoiser import Denoise, Denoiser
 from svdcli.diffusion.guidance import guide, is_off, parse_guidance
@@ -20,6 +21,7 @@ from svdcli.diffusion.noise import NoiseSource
 from svdcli.diffusion.samplers import SAMPLERS, StepInfo, initial_state
 from svdcli.diffusion.schedules import make_schedule
 from svdcli.engine.memory import Residence
+from svdcli.errors import MachineError
 from svdcli.model.conditioning import Conditioning, augment_picture, condition_on_image
 from svdcli.model.settings import Settings
 from svdcli.model.vae import VAE
@@ -73,7 +75,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Preview:
-    """A linear map from latents to colours, fitted to the picture at hand: good for any autoencoder, and nearly free."""
+    """A linear map from latents to colours, fitted to one picture: good for any autoencoder, and nearly free."""
 
     matrix: Tensor
     """(c + 1, 3)"""
@@ -82,17 +84,15 @@ class Preview:
     @classmethod
     def fit(cls, latent: Tensor, picture: Tensor, scaling_factor: float) -> Preview:
         """latent (c, h, w) unscaled and picture (3, H, W) in [-1, 1] -> the least-squares map."""
-        small = torch.nn.functional.adaptive_avg_pool2d(picture.cpu().float(), tuple(latent.shape[-2:]))
+        small = F.adaptive_avg_pool2d(picture.cpu().float(), (latent.shape[-2], latent.shape[-1]))
         features = torch.cat([latent.cpu().float(), torch.ones(1, *latent.shape[-2:])]).flatten(1).T
-        return cls(torch.linalg.lstsq(features, small.flatten(1).T).solution, scaling_factor)
+        matrix = torch.linalg.lstsq(features.nan_to_num(), small.flatten(1).T).solution
+        return cls(matrix, scaling_factor)
 
     def frames(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """Scaled latents (T, c, h, w) -> (T, h, w, 3)."""
         x = latents.cpu().float().movedim(1, -1) / self.scaling_factor
         return to_frames((torch.cat([x, torch.ones_like(x[..., :1])], dim=-1) @ self.matrix).movedim(-1, 1))
-
-
-OnStep = Callable[[StepInfo, Preview], None]
 
 
 @torch.inference_mode()
@@ -101,46 +101,53 @@ def generate(
     pictures: Tensor,
     seeds: list[int],
     sampling: Sampling,
-    on_step: OnStep | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
 ) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1], one seed each -> latents (B, T, c, h, w), scaled, float32, on the CPU.
 
-    A clip depends on its picture, its seed and `sampling`, not on the others in the batch. Raises UsageError for options out of
-    range.
+    A clip depends on its picture, its seed and `sampling`, not on the others in the batch. Raises UsageError
+    for options out of range.
     """
-    sigmas, scales = sampling.sigmas(), sampling.scales()
-    conditioning, latents = condition(residence, pictures, seeds, sampling)
-    config = residence.files.configs["vae"]
-    preview = Preview.fit(latents[0], pictures[0], config["scaling_factor"])
-    noise = NoiseSource(seeds, (sampling.num_frames, *latents.shape[1:]))
-    with residence.use("unet") as unet:
-        denoise = denoiser(residence, unet, conditioning, scales)
-        tell = None if on_step is None else lambda info: on_step(info, preview)
-        options = {"s_churn": sampling.s_churn} if sampling.s_churn else {}
-        x = initial_state(noise, sigmas).to(residence.device)
-        x = SAMPLERS[sampling.sampler](denoise, x, sigmas, noise=noise, on_step=tell, **options)
-    return x.cpu()
+    conditioning = condition(residence, pictures, seeds, sampling)
+    return denoise(residence, conditioning, seeds, sampling, on_step)
 
 
-def condition(
-    residence: Residence, pictures: Tensor, seeds: list[int], sampling: Sampling
-) -> tuple[Conditioning, Tensor]:
-    """Pictures (B, 3, H, W) -> the conditioning, and the unscaled latents (B, c, h, w) of the noise-augmented pictures."""
+@torch.inference_mode()
+def condition(residence: Residence, pictures: Tensor, seeds: list[int], sampling: Sampling) -> Conditioning:
+    """Pictures (B, 3, H, W) in [-1, 1] -> what the network is told of them; the seeds pin the augmentation."""
     noise = NoiseSource(seeds, tuple(pictures.shape[1:]), "augment").draw()
     augment = torch.full((len(seeds),), sampling.augment)
     with residence.use("image_encoder") as image_encoder:
         embedding = image_encoder(pictures.to(residence.device)).to(residence.dtype)
     with residence.use("vae") as vae:
-        noisy = augment_picture(pictures, noise, augment).to(residence.device, residence.precision("vae"))
-        latents = vae.encode(noisy[:, None])[:, 0].float()
+        noisy = augment_picture(pictures, noise, augment).to(residence.device, dtype_of(vae.encoder))
+        latents = vae.encode(noisy[:, None])[:, 0].to(residence.dtype)
     fps, bucket = (torch.full((len(seeds),), value) for value in (sampling.fps, sampling.motion_bucket))
-    return condition_on_image(embedding, latents.to(residence.dtype), fps, bucket, augment), latents
+    return condition_on_image(embedding, latents, fps, bucket, augment)
 
 
-def denoiser(
-    residence: Residence, unet: torch.nn.Module, conditioning: Conditioning, scales: Tensor
+@torch.inference_mode()
+def denoise(
+    residence: Residence,
+    conditioning: Conditioning,
+    seeds: list[int],
+    sampling: Sampling,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> Tensor:
+    """From noise, which the seeds pin, to scaled latents (B, T, c, h, w), float32, on the CPU."""
+    sigmas, scales = sampling.sigmas(), sampling.scales()
+    noise = NoiseSource(seeds, (sampling.num_frames, *conditioning.concat.shape[2:]))
+    options = {"s_churn": sampling.s_churn} if sampling.s_churn else {}
+    x = initial_state(noise, sigmas).to(residence.device)
+    with residence.use("unet") as unet:
+        guided = guided_denoiser(residence, unet, conditioning, scales)
+        return SAMPLERS[sampling.sampler](guided, x, sigmas, noise=noise, on_step=on_step, **options).cpu()
+
+
+def guided_denoiser(
+    residence: Residence, unet: nn.Module, conditioning: Conditioning, scales: Tensor
 ) -> Denoise:
-    """The guided denoiser. On a GPU with room, both branches of guidance run as one batch; else one after the other."""
+    """On a GPU with room, both branches of guidance run as one batch; else one after the other."""
     cond = Denoiser(conditioning.bind(unet), residence.dtype)
     if is_off(scales):
         return guide(cond, None, scales)
@@ -151,69 +158,82 @@ def denoiser(
     return guide(cond, Denoiser(null.bind(unet), residence.dtype), scales)
 
 
+@torch.inference_mode()
 def decode(
     residence: Residence,
     latents: Tensor,
     chunk: int | None,
     overlap: int,
-    on_frames: Callable[[int, int], None] | None = None,
+    on_frames: Callable[[int], None] | None = None,
+    on_smaller: Callable[[int], None] | None = None,
 ) -> tuple[npt.NDArray[np.uint8], int]:
     """Scaled latents (T, c, h, w) -> frames (T, H, W, 3) uint8, and the chunk that fitted.
 
-    The decoder sees `chunk` frames at a time (None: all); neighbouring chunks share `overlap` frames, which are blended, so that
-    no seam shows. Where memory runs out the chunk is halved and decoding goes on. `on_frames(done, total)` tells of progress.
+    The decoder sees `chunk` frames at a time (None: all), see `decode_pieces`. Where memory runs out, decoding
+    begins again with half the chunk, after `on_smaller(chunk)`. `on_frames(done)` tells of progress. Raises
+    MachineError where memory is short for a single frame.
     """
     chunk = min(chunk or len(latents), len(latents))
-    with torch.inference_mode(), residence.use("vae") as vae:
-        scaled = (
-            latents.to(residence.device, residence.precision("vae"))
-            / residence.files.configs["vae"]["scaling_factor"]
-        )
+    with residence.use("vae") as vae:
+        scaled = latents.to(residence.device, dtype_of(vae.decoder)) / vae.config.scaling_factor
         while True:
             try:
-                return decode_chunks(vae, scaled, chunk, overlap, on_frames), chunk
-            except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if chunk == 1 or not is_out_of_memory(error):
+                frames: list[npt.NDArray[np.uint8]] = []
+                for pixels in decode_pieces(vae, scaled, chunk, overlap):
+                    frames.extend(to_frames(pixels))
+                    if on_frames is not None:
+                        on_frames(len(frames))
+                return np.stack(frames), chunk
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
-                chunk = (chunk + 1) // 2
-                residence._release()
+                if chunk == 1:
+                    raise MachineError(
+                        "the memory ran out, even for decoding a single frame",
+                        "Close other programs, or make the video smaller with --size.",
+                    ) from error
+            # Out of the handler, whose traceback held on to the tensors of the failed attempt.
+            chunk = (chunk + 1) // 2
+            residence.release()
+            if on_smaller is not None:
+                on_smaller(chunk)
 
 
-def decode_chunks(
-    vae: VAE, latents: Tensor, chunk: int, overlap: int, on_frames: Callable[[int, int], None] | None = None
-) -> npt.NDArray[np.uint8]:
-    """Unscaled latents (T, c, h, w) -> frames (T, H, W, 3) uint8, by chunks whose overlaps are blended linearly.
+def decode_pieces(vae: VAE, latents: Tensor, chunk: int, overlap: int) -> Iterator[Tensor]:
+    """Unscaled latents (T, c, h, w) -> pixels (t, 3, H, W) float32 near [-1, 1], piece after piece, T in all.
 
-    Only one chunk and the overlap before it are held as floats; finished frames are uint8.
+    The decoder mixes frames over time, so that a frame at the border of a chunk, which lacks half of its
+    neighbours, comes out otherwise than it should. Neighbouring chunks share `overlap` frames, over which one
+    fades into the other: the frame that is most wrong in a chunk counts least. Without overlap the chunks are
+    those of diffusers.
     """
-    total, done = len(latents), []
-    carried: Tensor | None = None  # the previous chunk's view of the frames that it shares with the next
-    for start, stop in chunks(total, chunk, overlap):
-        pixels = vae.decode(latents[None, start:stop])[0].float()
+    starts = chunk_starts(len(latents), chunk, overlap)
+    carried = None  # the chunk's view of the frames that the next one sees too
+    for start, ahead in zip(starts, [*starts[1:], len(latents)], strict=True):
+        pixels = vae.decode(latents[None, start : start + chunk])[0].float()
         if carried is not None:
             shared = len(carried)
-            ramp = torch.linspace(0, 1, shared + 2, device=pixels.device)[1:-1, None, None, None]
-            pixels[:shared] = torch.lerp(carried, pixels[:shared], ramp)
-        ahead = (
-            next((s for s, _ in chunks(total, chunk, overlap) if s > start), stop) if stop < total else stop
-        )
-        done.append(to_frames(pixels[: ahead - start]))
-        carried = pixels[ahead - start :].clone() if stop < total else None
-        if on_frames is not None:
-            on_frames(min(ahead, total), total)
-    return np.concatenate(done)
+            fade = torch.linspace(0, 1, shared + 2, device=pixels.device)[1:-1, None, None, None]
+            pixels[:shared] = torch.lerp(carried, pixels[:shared], fade)
+        yield pixels[: ahead - start]
+        carried = pixels[ahead - start :]
 
 
-def chunks(total: int, chunk: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """Windows [start, stop) of at most `chunk` frames that cover `total`, each sharing `overlap` with the one before it."""
-    step = max(1, chunk - max(0, min(overlap, chunk - 1)))
-    start = 0
-    while True:
-        stop = min(start + chunk, total)
-        yield start, stop
-        if stop == total:
-            return
-        start += step
+def chunk_starts(total: int, chunk: int, overlap: int) -> list[int]:
+    """First frames of the windows of `chunk` frames that cover `total`, each sharing `overlap` with the last.
+
+    The final window reaches back so as to be whole, for a decoder sees the worse the fewer frames it sees;
+    without overlap it is as short as it comes.
+    """
+    overlap = min(overlap, chunk - 1)
+    if total <= chunk:
+        return [0]
+    starts = list(range(0, total - overlap, chunk - overlap))
+    return [min(start, total - chunk) for start in starts] if overlap else starts
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 def to_frames(pixels: Tensor) -> npt.NDArray[np.uint8]:
@@ -227,4 +247,6 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    return any(
+        words in text for words in ("out of memory", "allocate memory", "enough memory", "alloc_failed")
+    )

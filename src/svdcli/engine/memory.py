@@ -1,19 +1,20 @@
-"""Where the parts of a model live while it samples: resident, on the host, streamed block by block, or left in their file.
+"""Where the parts of a model live while it samples: on the device, on the host, streamed, or in their file.
 
     high     all parts on the device, all the time
-    normal   one part on the device at a time; the others wait in the mapped file or on the host
-    low      the UNet's blocks come one after another from host memory
-    none     they come from the mapped file, and nothing of them stays
+    normal   one part on the device at a time; the others wait on the host
+    low      as normal, and the UNet's blocks come one after another from host memory
+    none     the UNet's blocks come from the mapped file; nothing stays anywhere once it has run
 
-The mathematics is the same in every mode, and so are the frames.
+The mathematics is the same in every mode, and so are the frames. On a CPU the host is the device: what would
+wait there waits in the mapped file instead, and `low` is `normal`, block by block.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,6 @@ from svdcli.model.blocks import Downsample, SpatioTemporalResBlock, Upsample
 from svdcli.model.bundle import BundleFiles
 from svdcli.model.embedding import EmbeddingMLP
 from svdcli.model.unet import UNet
-from svdcli.model.weights import MappedWeights, check_weights
 
 Mode = Literal["high", "normal", "low", "none"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -38,102 +38,133 @@ class Residence:
         self.files, self.mode, self.device, self.dtype = files, mode, device, dtype
         self._kept: dict[str, nn.Module] = {}
 
-    def precision(self, part: str) -> torch.dtype:
-        """The VAE that asks for it (`force_upcast`) stays in float32: half precision overflows in its encoder."""
-        upcast = part == "vae" and self.files.configs["vae"].get("force_upcast", True)
-        return torch.float32 if upcast else self.dtype
-
     @contextmanager
-    def use(self, part: str) -> Iterator[nn.Module]:
-        """The part, ready to run, for the length of the block."""
-        module = self._kept.get(part) or self._load(part)
-        if self.mode == "high":
+    def use(self, part: str) -> Iterator[Any]:
+        """The part, ready to run, for the length of the block.
+
+        After it the part occupies no more than the mode allows, whoever may still hold the module.
+        """
+        place = self._place(part)
+        module = self._kept.get(part) or self._load(part, place)
+        if place != "nowhere":
             self._kept[part] = module
         try:
-            yield module
+            if place == "host":
+                with visiting(module, self.device):
+                    yield module
+            else:
+                yield module
         finally:
+            if place == "nowhere":
+                replace_tensors(module, lambda tensor: tensor.to("meta"))
             if self.mode != "high":
-                del module
-                self._release()
+                self.release()
 
-    def _load(self, part: str) -> nn.Module:
-        if part == "unet" and self.mode in ("low", "none"):
-            return stream_unet(self.files, self.device, self.dtype, keep_on_host=self.mode == "low")
-        return channels_last(self.files.part(part, self.precision(part), self.device))
-
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Give back to the system what nothing holds any more."""
         gc.collect()
+        if self.files.single is not None:
+            self.files.single.close()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _streams(self, part: str) -> bool:
+        return part == "unet" and self.mode in ("low", "none")
 
-def channels_last(module: nn.Module) -> nn.Module:
-    """2D convolution weights in channels-last memory, as the activations are; only on a GPU, where that is what is fast.
+    def _place(self, part: str) -> Literal["device", "host", "nowhere"]:
+        """Where the part stays between two uses. A streaming UNet is an empty shell and may stay anywhere."""
+        if self.mode == "high" or self._streams(part):
+            return "device"
+        return "host" if self.mode in ("normal", "low") and self.device.type != "cpu" else "nowhere"
 
-    On a CPU the library lays them out itself at each call, from a plain weight as quickly as from another.
-    """
-    if next(module.parameters()).device.type == "cuda":
-        for parameter in module.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return module
+    def _load(self, part: str, place: str) -> nn.Module:
+        if self._streams(part):
+            return stream_unet(self.files, self.device, self.dtype, keep_on_host=self.mode == "low")
+        # The encoder that asks for it (`force_upcast`) is float32: half precision overflows in it.
+        upcast = part == "vae" and self.files.configs["vae"].get("force_upcast", True)
+        device = torch.device("cpu") if place == "host" else self.device
+        module = self.files.part(part, torch.float32 if upcast else self.dtype, device)
+        if upcast:
+            replace_tensors(module.get_submodule("decoder"), lambda tensor: tensor.to(self.dtype))
+        if self.device.type == "cuda":
+            # On a CPU the library lays weights out itself at each call, from a plain one as quickly.
+            replace_tensors(module, channels_last)
+        return module
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """2D convolution weights in channels-last memory, as the activations are; others as they are."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Put what `make` makes of it in the place of every parameter and buffer of the module."""
+    for table in _tables(module):
+        for name, tensor in table.items():
+            if isinstance(tensor, nn.Parameter):
+                table[name] = nn.Parameter(make(tensor.detach()), requires_grad=False)
+            elif tensor is not None:
+                table[name] = make(tensor)
+
+
+@contextmanager
+def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """The module on the device for the length of the block; after it, the very tensors that it had before."""
+    before = [(table, dict(table)) for table in _tables(module)]
+    try:
+        replace_tensors(module, lambda tensor: tensor.to(device))
+        yield
+    finally:
+        for table, tensors in before:
+            table.update(tensors)
+
+
+def _tables(module: nn.Module) -> list[dict[str, Any]]:
+    return [table for owner in module.modules() for table in (owner._parameters, owner._buffers)]
 
 
 def stream_unet(files: BundleFiles, device: torch.device, dtype: torch.dtype, *, keep_on_host: bool) -> UNet:
     """A UNet without weights, each of whose units fetches its own when it runs and drops them after.
 
     `keep_on_host`: from tensors in host memory (page-locked for a GPU), else from the mapped file each time.
+    Raises InputError that names missing, extra or mis-shaped keys.
     """
     unet = files.build("unet")
     assert isinstance(unet, UNet)
-    weights = files.weights("unet", dtype)
-    check_weights(
-        weights, {name: tuple(t.shape) for name, t in unet.state_dict().items()}, f"the unet of {files.name}"
-    )
-    host = {name: _to_host(weights.tensor(name, dtype), device) for name in weights} if keep_on_host else None
+    weights = files.checked("unet", dtype)
+    if keep_on_host:
+        lock = Tensor.pin_memory if device.type == "cuda" else Tensor.detach
+        host = {name: lock(weights.tensor(name, dtype)) for name in weights}
     for name, unit in streamed_units(unet):
-        unit.register_forward_pre_hook(
-            _fetcher(name, unit, host if host is not None else weights, device, dtype)
-        )
-        unit.register_forward_hook(_dropper(unit))
+
+        def fetch(unit: nn.Module, _: Any, prefix: str = name) -> None:
+            for owner, leaf, full in _slots(unit, prefix):
+                if keep_on_host:
+                    tensor = host[full].to(device, non_blocking=True)
+                else:
+                    tensor = weights.tensor(full, dtype, device)
+                owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+        def drop(unit: nn.Module, *_: Any) -> None:
+            replace_tensors(unit, lambda tensor: tensor.to("meta"))
+            if not keep_on_host:
+                weights.close()  # the pages that were read are the system's again
+
+        unit.register_forward_pre_hook(fetch)
+        unit.register_forward_hook(drop, always_call=True)
     return unet.eval()
 
 
 def streamed_units(unet: UNet) -> list[tuple[str, nn.Module]]:
-    """The modules that travel as one, with their names: blocks, transformers, samplers, and what lies at the top."""
-    inner = [(name, m) for name, m in unet.named_modules() if isinstance(m, UNITS)]
-    top = [(n, m) for n, m in unet.named_children() if isinstance(m, nn.Conv2d | nn.GroupNorm | EmbeddingMLP)]
-    return top + inner
+    """The modules that travel as one, by name: blocks, transformers, samplers, and what lies at the top."""
+    top = (nn.Conv2d, nn.GroupNorm, EmbeddingMLP)
+    units: list[tuple[str, nn.Module]] = [(n, m) for n, m in unet.named_children() if isinstance(m, top)]
+    return units + [(name, m) for name, m in unet.named_modules() if isinstance(m, UNITS)]
 
 
-def _to_host(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
-def _fetcher(name: str, unit: nn.Module, source: dict[str, Tensor] | MappedWeights, device: torch.device, dtype: torch.dtype):  # fmt: skip
-    leaves = [(f"{name}.{leaf}", leaf) for leaf, _ in unit.named_parameters()]
-
-    def fetch(*_: object) -> None:
-        for full, leaf in leaves:
-            if isinstance(source, MappedWeights):
-                tensor = source.tensor(full, dtype, device)
-            else:
-                tensor = source[full].to(device, non_blocking=True)
-            _assign(unit, leaf, tensor)
-
-    return fetch
-
-
-def _dropper(unit: nn.Module):
-    leaves = [(leaf, parameter.to("meta")) for leaf, parameter in unit.named_parameters()]
-
-    def drop(*_: object) -> None:
-        for leaf, empty in leaves:
-            _assign(unit, leaf, empty)
-
-    return drop
-
-
-def _assign(unit: nn.Module, leaf: str, tensor: Tensor) -> None:
-    owner_name, _, name = leaf.rpartition(".")
-    unit.get_submodule(owner_name)._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+def _slots(unit: nn.Module, prefix: str) -> Iterator[tuple[nn.Module, str, str]]:
+    """Owner, name there and full name of every parameter of the unit."""
+    for path, owner in unit.named_modules(prefix=prefix):
+        for leaf, parameter in owner._parameters.items():
+            if parameter is not None:
+                yield owner, leaf, f"{path}.{leaf}"

@@ -1,12 +1,17 @@
-"""What a run will need, on paper: memory by part and mode, before anything is loaded. And the mode that fits.
+"""What a run will need, on paper: memory by stage and mode, before anything is loaded. And the mode that fits.
 
-The weights are counted exactly, from the headers. The activations are a model of what is alive at once at the widest place of a
-network, with a factor that was fitted to measured peaks (tests hold it against a measurement).
+The weights are counted exactly, from the configuration. The activations are a model of what is alive at once at
+the widest place of a network, with factors that were fitted to measured peaks; a test holds it against one.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -20,10 +25,12 @@ from svdcli.model.unet import UNet
 GIB = 1 << 30
 RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 600 << 20, "mps": 500 << 20}
 """What the libraries take before any weight is loaded."""
-UNET_LIVE, DECODER_LIVE = 4.0, 4.5
-"""Tensors of the widest level alive at once: input, norm, convolution output and workspace."""
+UNET_LIVE, DECODER_LIVE, ENCODER_LIVE = 4.0, 4.5, 4.5
+"""Tensors alive at once at the widest level: input, norm, convolution output and workspace."""
 HEADROOM = 0.9
 """Share of the free memory that a plan may fill."""
+SMALL_CHUNK = 4
+"""Frames that are decoded together even where memory is what counts: fewer would flicker."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Plan:
     """Predicted peak, in bytes, of each stage in one memory mode."""
 
     mode: Mode
+    chunk: int
+    """frames decoded at a time"""
     stages: dict[str, int]
 
     @property
@@ -39,103 +48,121 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Bytes of each part on the device."""
+class Planner:
+    """What is asked of a bundle, and from it the bytes of every part of the work."""
 
-    image_encoder: int
-    vae: int
-    unet: int
-    largest_unit: int
-    """the UNet's largest block: what streaming holds at once"""
+    files: BundleFiles
+    sampling: Sampling
+    device: torch.device
+    dtype: torch.dtype
+    chunk: int | None = None
+    """frames decoded at a time; None: as many as the memory allows"""
+    overlap: int = 0
 
+    def plans(self, free: int) -> list[Plan]:
+        """The plans of all modes, fastest first, for `free` bytes on the device."""
+        return [self.plan(mode, free) for mode in MODES]
 
-def weigh(files: BundleFiles, dtype: torch.dtype, vae_dtype: torch.dtype) -> Weights:
-    """Count from shapes; nothing is read but headers."""
-    counts = {
-        part: sum(p.numel() for p in files.build(part).parameters()) for part in ("image_encoder", "vae")
-    }
-    unet = files.build("unet")
-    assert isinstance(unet, UNet)
-    units = [sum(p.numel() for p in unit.parameters()) for _, unit in streamed_units(unet)]
-    return Weights(
-        image_encoder=counts["image_encoder"] * dtype.itemsize,
-        vae=counts["vae"] * vae_dtype.itemsize,
-        unet=sum(p.numel() for p in unet.parameters()) * dtype.itemsize,
-        largest_unit=max(units) * dtype.itemsize,
-    )
-
-
-def make_plans(
-    files: BundleFiles,
-    sampling: Sampling,
-    chunk: int | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch: int = 1,
-) -> list[Plan]:
-    """The plans of all modes, fastest first."""
-    upcast = files.configs["vae"].get("force_upcast", True)
-    vae_dtype = torch.float32 if upcast else dtype
-    weights = weigh(files, dtype, vae_dtype)
-    unet, decode, encode = activations(
-        files, sampling, chunk, dtype, vae_dtype, batch, both=device.type == "cuda"
-    )
-    runtime = RUNTIME_BYTES.get(device.type, RUNTIME_BYTES["cuda"])
-    everything = weights.image_encoder + weights.vae + weights.unet
-    plans = []
-    for mode in MODES:
-        high = mode == "high"
-        resident = {"high": weights.unet, "normal": weights.unet}.get(mode, weights.largest_unit)
-        if mode == "low" and device.type == "cpu":
-            resident += weights.unet  # on a CPU host memory is the device's
-        unet_live = unet if high or device.type != "cuda" else unet // 2
+    def plan(self, mode: Mode, free: int) -> Plan:
+        """Stages that run one after another; only in the mode `high` are all weights there in each."""
+        base, high = RUNTIME_BYTES.get(self.device.type, RUNTIME_BYTES["cuda"]), mode == "high"
+        if high:
+            base += self.image_encoder + self.vae + self.unet
+        batched = high and self.device.type == "cuda" and bool((self.sampling.scales() != 1).any())
+        encode = base + (0 if high else self.vae) + self.encoder_live
+        denoise = base + (0 if high else self.unet_there(mode)) + self.unet_live * (2 if batched else 1)
+        decode = base + (0 if high else self.vae)
+        chunk = min(self.chunk or self.total, self.total)
+        if self.chunk is None:
+            room = HEADROOM * free
+            if mode in ("low", "none"):
+                room = min(room, max(denoise, decode + SMALL_CHUNK * self.frame_live))
+            chunk = even_chunk(self.total, int(room - decode) // self.frame_live, self.overlap)
         stages = {
-            "embed the picture": runtime + (everything if high else weights.image_encoder),
-            "encode the picture": runtime + encode + (everything if high else weights.vae),
-            "denoise": runtime + unet_live + (everything if high else resident),
-            "decode": runtime + decode + (everything if high else weights.vae),
+            "embed": base + (0 if high else self.image_encoder),
+            "encode": encode,
+            "denoise": denoise,
+            "decode": decode + chunk * self.frame_live,
         }
-        plans.append(Plan(mode, stages))
-    return plans
+        return Plan(mode, chunk, stages)
+
+    @property
+    def total(self) -> int:
+        return self.sampling.num_frames
+
+    @property
+    def places(self) -> int:
+        """Pixels of a frame."""
+        return self.sampling.width * self.sampling.height
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the autoencoder's levels."""
+        return self.files.configs["vae"]["block_out_channels"]
+
+    @property
+    def encoder_itemsize(self) -> int:
+        """The encoder that asks for it is float32 whatever the rest is."""
+        upcast = self.files.configs["vae"].get("force_upcast", True)
+        return torch.float32.itemsize if upcast else self.dtype.itemsize
+
+    @cached_property
+    def image_encoder(self) -> int:
+        return _num_parameters(self.files.build("image_encoder")) * self.dtype.itemsize
+
+    @cached_property
+    def vae(self) -> int:
+        vae = self.files.build("vae")
+        decoder = _num_parameters(vae.get_submodule("decoder"))
+        return decoder * self.dtype.itemsize + (_num_parameters(vae) - decoder) * self.encoder_itemsize
+
+    @cached_property
+    def unet(self) -> int:
+        return _num_parameters(self.files.build("unet")) * self.dtype.itemsize
+
+    def unet_there(self, mode: Mode) -> int:
+        """What of the UNet is on the device while it runs."""
+        if mode == "normal":
+            return self.unet
+        unet = self.files.build("unet")
+        assert isinstance(unet, UNet)
+        largest = max(_num_parameters(unit) for _, unit in streamed_units(unet)) * self.dtype.itemsize
+        return largest + (self.unet if mode == "low" and self.device.type == "cpu" else 0)
+
+    @property
+    def unet_live(self) -> int:
+        """Activations at the peak of the UNet, of one clip in one branch of guidance."""
+        config = self.files.configs["unet"]
+        widths, layers = config["block_out_channels"], config.get("layers_per_block", 2)
+        skips = widths[0] * ((layers if isinstance(layers, int) else layers[0]) + 1)
+        live = UNET_LIVE * (widths[0] + _second(widths)) + skips
+        latent_places = self.places // 4 ** (len(self.widths) - 1)
+        return int(self.total * latent_places * live) * self.dtype.itemsize
+
+    @property
+    def frame_live(self) -> int:
+        """Activations at the peak of the decoder, per frame."""
+        return int(self.places * _second(self.widths) * DECODER_LIVE) * self.dtype.itemsize
+
+    @property
+    def encoder_live(self) -> int:
+        """Activations at the peak of the encoder, of one picture."""
+        return int(self.places * self.widths[0] * ENCODER_LIVE) * self.encoder_itemsize
 
 
-def activations(
-    files: BundleFiles,
-    sampling: Sampling,
-    chunk: int | None,
-    dtype: torch.dtype,
-    vae_dtype: torch.dtype,
-    batch: int,
-    both: bool,
-) -> tuple[int, int, int]:
-    """Bytes of activations at the peak of the UNet, the decoder and the encoder.
-
-    `both`: guidance's two branches run as one batch, if there are two.
-    """
-    unet, vae = files.configs["unet"], files.configs["vae"]
-    downscale = 2 ** (len(vae["block_out_channels"]) - 1)
-    pixels = sampling.width * sampling.height
-    widths = unet["block_out_channels"]
-    branches = 2 if both and bool((sampling.scales() != 1).any()) else 1
-    tokens = batch * branches * sampling.num_frames * pixels // downscale**2
-    skips = (
-        tokens
-        * widths[0]
-        * (unet["layers_per_block"] if isinstance(unet["layers_per_block"], int) else 2)
-        * 2
-    )
-    live = tokens * (widths[0] + widths[min(1, len(widths) - 1)]) * UNET_LIVE + skips
-    frames = min(chunk or sampling.num_frames, sampling.num_frames)
-    decoder = frames * pixels * (vae["block_out_channels"][0] + vae["block_out_channels"][1]) * DECODER_LIVE
-    encoder = pixels * vae["block_out_channels"][0] * DECODER_LIVE
-    return int(live) * dtype.itemsize, int(decoder) * vae_dtype.itemsize, int(encoder) * vae_dtype.itemsize
+def even_chunk(total: int, at_most: int, overlap: int) -> int:
+    """The smallest chunk that needs no more chunks than `at_most` frames at a time do: none is nearly empty."""
+    at_most = max(1, min(at_most, total))
+    overlap = min(overlap, at_most - 1)
+    count = math.ceil((total - overlap) / (at_most - overlap))
+    return math.ceil((total + (count - 1) * overlap) / count)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device now."""
+    """Memory that is free on the device now; of the host, what the container leaves of it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return min((psutil.virtual_memory().available, *_container_free()))
 
 
 def choose(plans: list[Plan], free: int) -> Plan:
@@ -146,5 +173,24 @@ def choose(plans: list[Plan], free: int) -> Plan:
     smallest = min(plans, key=lambda plan: plan.peak)
     raise MachineError(
         f"this needs about {smallest.peak / GIB:.1f} GiB in its smallest mode, and {free / GIB:.1f} GiB are free",
-        "Lower --size, --frames or --decode-chunk, or force a mode with --vram none.",
+        f"Lower --size, --frames or --decode-chunk, or try all the same with --vram {smallest.mode}.",
     )
+
+
+def _num_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _second(widths: Any) -> int:
+    return widths[min(1, len(widths) - 1)]
+
+
+def _container_free(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, ...]:
+    """What a Linux control group with a limit has left, its file cache not counted; nothing elsewhere."""
+    try:
+        limit = int((root / "memory.max").read_text())
+        used = int((root / "memory.current").read_text())
+        stat: Mapping[str, str] = dict(map(str.split, (root / "memory.stat").read_text().splitlines()))  # type: ignore[arg-type]
+        return (max(0, limit - used + int(stat["inactive_file"])),)
+    except (OSError, ValueError, KeyError):
+        return ()

@@ -1,12 +1,16 @@
-"""Many pictures and seeds in, files out: each clip is generated, kept as latents, decoded, written, and described.
+"""Pictures and seeds in, files out: each clip is generated, kept as latents, decoded, written, and described.
 
-The latents are on disk before decoding begins and go only when the clip is whole, so that a decode that fails costs nothing:
-`finish` (the command `svd decode`) takes it up from there.
+The latents are on disk before decoding begins and go only when the clip is whole, so that a decode that fails
+costs nothing: `finish` (the command `svd decode`) takes it up from there.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +21,11 @@ import torch
 from torch import Tensor
 
 from svdcli.diffusion.samplers import StepInfo
-from svdcli.engine.generate import Preview, Sampling, decode, generate
+from svdcli.engine.generate import Preview, Sampling, condition, decode, denoise
 from svdcli.engine.memory import Residence
-from svdcli.errors import InputError
+from svdcli.errors import InputError, SvdError
 from svdcli.io.files import atomic_path
-from svdcli.io.images import Fit, Picture, encode_png, fit_picture, read_picture
+from svdcli.io.images import Fit, Picture, fit_picture, read_picture, write_png
 from svdcli.io.latents import load_latents, save_latents
 from svdcli.io.manifest import manifest_text, sidecar_path, versions, write_manifest
 from svdcli.io.sheet import contact_sheet
@@ -44,139 +48,161 @@ class Writing:
 
     kind: str
     """mp4, gif, webp, png or latents"""
+    chunk: int
+    """frames decoded at a time"""
+    overlap: int
+    """frames that neighbouring chunks share"""
     fit: Fit = "crop"
     turn: bool = False
     """a portrait picture turns the size on its side"""
-    chunk: int | None = None
-    """frames decoded at a time; None: as many as the plan allows"""
-    overlap: int = 2
-    """frames that neighbouring chunks share and blend"""
     preview: bool = False
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip that was made: its manifest, and its frames where it was decoded."""
+    """A clip that was made: its manifest, and what it looks like where it was decoded."""
 
     job: Job
     manifest: dict[str, Any]
-    picture: npt.NDArray[np.float32]
+    picture: npt.NDArray[np.float32] | None = None
     """what was animated, (H, W, 3) in [0, 1]"""
-    frames: npt.NDArray[np.uint8] | None
+    frames: npt.NDArray[np.uint8] | None = None
 
 
 class Listener(Protocol):
     """Who is told how it goes."""
 
-    def begin(self, job: Job, num_steps: int) -> None: ...
+    def begin(self, job: Job) -> None: ...
     def step(self, job: Job, info: StepInfo) -> None: ...
     def frames(self, job: Job, done: int, total: int) -> None: ...
     def note(self, text: str) -> None: ...
+    def kept(self, latents: Path) -> None:
+        """The clip was interrupted after its latents were saved there."""
 
 
 def produce(
-    jobs: list[Job], residence: Residence, sampling: Sampling, writing: Writing, listener: Listener
-) -> list[Clip]:
-    """Make every clip, one after another. Raises SvdError; what is finished by then is whole."""
-    return [produce_one(job, residence, sampling, writing, listener) for job in jobs]
+    jobs: Iterable[Job], residence: Residence, sampling: Sampling, writing: Writing, listener: Listener
+) -> Iterator[Clip]:
+    """Make the clips, one after another; each is whole on disk when it is yielded. Raises SvdError."""
+    for job in jobs:
+        yield produce_one(job, residence, sampling, writing, listener)
 
 
 def produce_one(
     job: Job, residence: Residence, sampling: Sampling, writing: Writing, listener: Listener
 ) -> Clip:
     """Generate one clip and write it."""
+    listener.begin(job)
     picture = read_picture(job.source)
     for note in picture.notes:
-        listener.note(f"{job.source.name}: {note}")
+        listener.note(note)
     sampling = turned(sampling, picture) if writing.turn else sampling
     fitted = fit_picture(picture, sampling.width, sampling.height, writing.fit)
-    pixels = torch.from_numpy(fitted).movedim(-1, 0)[None] * 2 - 1
-    listener.begin(job, len(sampling.sigmas()) - 1)
-
-    def on_step(info: StepInfo, preview: Preview) -> None:
-        listener.step(job, info)
-        if writing.preview:
-            write_preview(preview_path(job.output), preview.frames(info.x0[0]))
-
-    latents = generate(residence, pixels, [job.seed], sampling, on_step)[0]
+    latents = animate(job, fitted, residence, sampling, writing, listener)
     manifest = describe(job, residence, sampling, writing, picture)
+    texts = {"manifest": manifest_text(manifest), "bundle_path": str(residence.files.path.resolve())}
+    if writing.kind == "latents":
+        with atomic_path(sidecar_path(job.output)) as sidecar:
+            write_manifest(sidecar, manifest)
+            save_latents(job.output, latents, texts)
+        return Clip(job, manifest, fitted)
+    kept = latents_path(job.output)
+    save_latents(kept, latents, texts)
+    with kept_on_failure(kept, listener):
+        clip = write_clip(job, latents, manifest, residence, writing, listener)
+    return replace(clip, picture=fitted)
+
+
+def animate(
+    job: Job, picture: npt.NDArray[np.float32], residence: Residence, sampling: Sampling, writing: Writing,
+    listener: Listener,
+) -> Tensor:  # fmt: skip
+    """A picture (H, W, 3) in [0, 1] -> scaled latents (T, c, h, w). Raises InputError where they are not finite."""
+    pixels = torch.from_numpy(picture).movedim(-1, 0)[None] * 2 - 1
+    conditioning = condition(residence, pixels, [job.seed], sampling)
+    with previewed(job, writing.preview, listener) as sheet:
+        if sheet is not None:
+            scaling_factor = residence.files.configs["vae"]["scaling_factor"]
+            preview = Preview.fit(conditioning.concat[0, 0], pixels[0], scaling_factor)
+
+        def on_step(info: StepInfo) -> None:
+            listener.step(job, info)
+            if sheet is not None:
+                write_png(sheet, contact_sheet([preview.frames(info.x0[0])], [f"step {info.index + 1}"]))
+
+        latents = denoise(residence, conditioning, [job.seed], sampling, on_step)[0]
     if not torch.isfinite(latents).all():
         raise InputError(
-            f"{residence.files.name} produced numbers that are not finite for {job.source.name}",
+            f"{residence.files.name} made numbers of {job.source.name} that are not finite",
             "Use --dtype float32 or bfloat16, or check the bundle with `svd models verify`.",
         )
-    if writing.kind == "latents":
-        save_latents(job.output, latents, {"manifest": manifest_text(manifest)})
-        write_manifest(sidecar_path(job.output), manifest)
-        return Clip(job, manifest, fitted, None)
-    kept = latents_path(job.output)
-    save_latents(kept, latents, {"manifest": manifest_text(manifest)})
-    clip = write_clip(job, latents, manifest, fitted, residence, writing, listener)
-    kept.unlink(missing_ok=True)
-    preview_path(job.output).unlink(missing_ok=True)
-    return clip
+    return latents
 
 
 def write_clip(
-    job: Job, latents: Tensor, manifest: dict[str, Any], picture: npt.NDArray[np.float32], residence: Residence,
-    writing: Writing, listener: Listener,
+    job: Job, latents: Tensor, manifest: dict[str, Any], residence: Residence, writing: Writing,
+    listener: Listener,
 ) -> Clip:  # fmt: skip
-    """Decode latents (T, c, h, w), write the video and its manifest."""
-    on_frames = lambda done, total: listener.frames(job, done, total)  # noqa: E731
-    frames, chunk = decode(residence, latents, writing.chunk, writing.overlap, on_frames)
-    manifest = manifest | {
-        "decode_chunk": chunk,
-        "decode_overlap": writing.overlap,
-        "output": str(job.output),
-    }
-    notes = write_video(
-        job.output, frames, manifest["fps"], {"comment": manifest_text(manifest)}, writing.kind
-    )
-    for note in notes:
-        listener.note(f"{job.output.name}: {note}")
-    write_manifest(sidecar_path(job.output), manifest)
-    return Clip(job, manifest, picture, frames)
+    """Decode latents (T, c, h, w), write the video and, beside and inside of it, its manifest."""
+    total = len(latents)
+    frames, chunk = decode(
+        residence, latents, writing.chunk, writing.overlap,
+        on_frames=lambda done: listener.frames(job, done, total),
+        on_smaller=lambda chunk: listener.note(f"the memory ran out; decoding again, {chunk} frames at a time"),
+    )  # fmt: skip
+    manifest = manifest | decoding(residence, replace(writing, chunk=chunk)) | {"output": str(job.output)}
+    with atomic_path(sidecar_path(job.output)) as sidecar:  # both or neither
+        write_manifest(sidecar, manifest)
+        texts = {"comment": manifest_text(manifest)}
+        for note in write_video(job.output, frames, manifest["fps"], texts, writing.kind):  # type: ignore[arg-type]
+            listener.note(note)
+    return Clip(job, manifest, frames=frames)
 
 
 def finish(source: Path, output: Path, residence: Residence, writing: Writing, listener: Listener) -> Clip:
-    """Decode saved latents, with what their manifest says, to a video. Raises InputError where they are of another bundle."""
-    latents, manifest = read_latents(source)
+    """Decode saved latents to the video that their manifest describes.
+
+    Raises InputError where they are not ours, or not of this bundle.
+    """
+    latents, manifest, _ = read_latents(source)
     channels = residence.files.configs["vae"]["latent_channels"]
-    if latents.ndim != 4 or latents.shape[1] != channels:
-        shape = "×".join(map(str, latents.shape))
+    if latents.shape[1] != channels:
         raise InputError(
-            f"{source.name} holds latents of shape {shape}, but {residence.files.name} decodes {channels} channels",
-            f"Decode it with the bundle that made it: --bundle {manifest.get('bundle', '...')}",
+            f"{source.name} holds latents of {latents.shape[1]} channels, and {residence.files.name} decodes {channels}",
+            f"Decode it with the bundle that made it: --bundle {manifest.get('bundle', 'REF')}",
         )
     job = Job(source, int(manifest.get("seed", 0)), output)
-    listener.begin(job, 0)
-    return write_clip(job, latents, manifest, np.zeros((1, 1, 3), np.float32), residence, writing, listener)
+    listener.begin(job)
+    return write_clip(job, latents, manifest, residence, writing, listener)
 
 
-def read_latents(source: Path) -> tuple[Tensor, dict[str, Any]]:
-    """Latents (T, c, h, w) and their manifest. Raises InputError where the file is not ours."""
-    latents, metadata = load_latents(source)
+def read_latents(source: Path) -> tuple[Tensor, dict[str, Any], str]:
+    """Latents (T, c, h, w), their manifest, and where their bundle was. Raises InputError where it is not ours."""
+    latents, texts = load_latents(source)
     try:
-        return latents, json.loads(metadata["manifest"])
-    except (KeyError, ValueError) as error:
+        manifest = json.loads(texts["manifest"])
+        if not (math.isfinite(manifest["fps"]) and manifest["fps"] > 0):
+            raise ValueError(manifest["fps"])
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{source.name} carries no manifest, so its frame rate and bundle are unknown",
             "Give latents that `svd sample` wrote.",
         ) from error
+    return latents, manifest, texts.get("bundle_path", "")
 
 
 def turned(sampling: Sampling, picture: Picture) -> Sampling:
-    """The size on its side where picture and size are not both landscape or both portrait."""
+    """The size on its side where one of picture and size is upright and the other lies."""
     height, width = picture.pixels.shape[:2]
-    if (height > width) == (sampling.height > sampling.width) or sampling.width == sampling.height:
+    if (height - width) * (sampling.height - sampling.width) >= 0:
         return sampling
-    return replace(sampling, width=sampling.height, height=sampling.width) if height != width else sampling
+    return replace(sampling, width=sampling.height, height=sampling.width)
 
 
 def describe(
     job: Job, residence: Residence, sampling: Sampling, writing: Writing, picture: Picture
 ) -> dict[str, Any]:
-    """Every value that made the clip, with the ids that the network was actually fed."""
+    """Every value that makes the clip, with the ids that the network is actually fed."""
     return {
         "source": str(job.source),
         "output": str(job.output),
@@ -188,11 +214,30 @@ def describe(
         "sigmas": [float(f"{s:.7g}") for s in sampling.sigmas().tolist()],
         "guidance_scales": [float(f"{s:.7g}") for s in sampling.scales().tolist()],
         "device": str(residence.device),
-        "dtype": str(residence.dtype).removeprefix("torch."),
+        "dtype": _name(residence.dtype),
         "vram": residence.mode,
         "notes": list(picture.notes),
         "versions": versions(),
+        **decoding(residence, writing),
     }
+
+
+def decoding(residence: Residence, writing: Writing) -> dict[str, Any]:
+    """How the latents are, or are to be, decoded and written."""
+    return {
+        "format": writing.kind,
+        "decode_chunk": writing.chunk,
+        "decode_overlap": min(writing.overlap, writing.chunk - 1),
+        "decode_device": str(residence.device),
+        "decode_dtype": _name(residence.dtype),
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# ---- the files beside a clip
 
 
 def latents_path(output: Path) -> Path:
@@ -201,11 +246,38 @@ def latents_path(output: Path) -> Path:
 
 
 def preview_path(output: Path) -> Path:
+    """Where the clip can be watched as it is made."""
     return output.with_name(f"{output.stem}.preview.png")
 
 
-def write_preview(path: Path, frames: npt.NDArray[np.uint8]) -> None:
-    """A sheet of the clip as it stands."""
-    sheet = contact_sheet([frames], [""], columns=5)
-    with atomic_path(path) as temporary:
-        encode_png(temporary, sheet)
+@contextmanager
+def kept_on_failure(latents: Path, listener: Listener) -> Iterator[None]:
+    """Latents on disk that go when the block ends well; else the error, or the listener, says how to go on."""
+    try:
+        yield
+    except SvdError as error:
+        error.hint = f"{error.hint} Then `{decode_command(latents)}` finishes the video.".strip()
+        raise
+    except BaseException:  # Ctrl-C, or a bug of ours
+        listener.kept(latents)
+        raise
+    latents.unlink(missing_ok=True)
+
+
+def decode_command(latents: Path) -> str:
+    """What a user types to finish a clip."""
+    return f"svd decode {shlex.quote(str(latents))}"
+
+
+@contextmanager
+def previewed(job: Job, wanted: bool, listener: Listener) -> Iterator[Path | None]:
+    """A path for the preview, which is there only while the block runs."""
+    if not wanted:
+        yield None
+        return
+    path = preview_path(job.output)
+    listener.note(f"watch {path} while it is made")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)

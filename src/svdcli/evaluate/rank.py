@@ -1,9 +1,9 @@
-"""Which of several clips of one picture is the best: it moves, it does not flicker, and it begins with the picture."""
+"""Which of several clips of one picture is the best: it moves, does not flicker, and begins with the picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,57 +13,60 @@ from svdcli.evaluate.frames import first_frame_psnr, flicker
 
 
 @dataclass(frozen=True)
+class Measures:
+    """What of a clip is compared with its rivals."""
+
+    motion: float
+    """mean flow, in shortest sides a second; 0 for a single frame"""
+    flicker: float
+    """see `frames.flicker`; 0 for fewer than three frames"""
+    fidelity_db: float
+    """PSNR of the first frame against the picture"""
+
+    @classmethod
+    def of(cls, frames: npt.NDArray[np.uint8], picture: npt.NDArray[np.float32], fps: float) -> Measures:
+        """A clip (T, H, W, 3) and its picture (H, W, 3) in [0, 1]."""
+        return cls(
+            motion_score(frames, fps) if len(frames) > 1 else 0.0,
+            flicker(frames) if len(frames) > 2 else 0.0,
+            first_frame_psnr(frames, picture),
+        )
+
+
+@dataclass(frozen=True)
 class Score:
     """A clip's place in the order is that of the list; `index` is where it stood in the input."""
 
     index: int
     total: float
-    motion: float
-    flicker: float
-    fidelity_db: float
+    measures: Measures
 
     @property
     def figures(self) -> dict[str, float]:
-        return {
-            "score": self.total,
-            "motion": self.motion,
-            "flicker": self.flicker,
-            "fidelity_db": self.fidelity_db,
-        }
+        return {"score": self.total, **asdict(self.measures)}
 
     @property
     def summary(self) -> str:
-        return f"motion {self.motion:.3f}  flicker {self.flicker:.4f}  fidelity {self.fidelity_db:.1f} dB"
+        m = self.measures
+        return f"motion {m.motion:.3f}  flicker {m.flicker:.4f}  fidelity {m.fidelity_db:.1f} dB"
 
 
-Candidate = tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], float]
+def rank(clips: Sequence[Measures]) -> list[Score]:
+    """The clips of one picture -> their scores, best first.
 
-
-def rank_by_quality(candidates: Sequence[Candidate]) -> list[Score]:
-    """Clips (T, H, W, 3) with their picture (H, W, 3) in [0, 1] and frame rate -> scores, best first.
-
-    Each measure is turned into ranks among the candidates (motion up, flicker per motion down, fidelity up), and the mean rank,
-    0 to 1, is the score: no measure outweighs another by its unit. A single frame has neither motion nor flicker.
+    Each measure is turned into ranks among the clips (motion up, flicker per motion down, fidelity up), and the
+    mean rank, 0 to 1, is the score: no measure outweighs another by its unit. Equal clips keep their order.
     """
-    rows = [_measure(*candidate) for candidate in candidates]
-    motion, shake, fidelity = (np.array(column) for column in zip(*rows, strict=True))
+    motion, shake, fidelity = (
+        np.array([getattr(clip, name) for clip in clips]) for name in ("motion", "flicker", "fidelity_db")
+    )
     steadiness = -shake / np.maximum(motion, 1e-3)
     totals = np.mean([_ranks(motion), _ranks(steadiness), _ranks(fidelity)], axis=0)
     order = np.argsort(-totals, kind="stable")
-    return [Score(int(i), float(totals[i]), *map(float, rows[i])) for i in order]
-
-
-def _measure(
-    frames: npt.NDArray[np.uint8], picture: npt.NDArray[np.float32], fps: float
-) -> tuple[float, float, float]:
-    return (
-        motion_score(frames, fps) if len(frames) > 1 else 0.0,
-        flicker(frames) if len(frames) > 2 else 0.0,
-        first_frame_psnr(frames, picture),
-    )
+    return [Score(int(i), float(totals[i]), clips[i]) for i in order]
 
 
 def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Share of the other candidates that each one beats, ties counting half."""
-    beats = (values[:, None] > values[None]).sum(1) + 0.5 * ((values[:, None] == values[None]).sum(1) - 1)
+    """Share of the other clips that each one beats, ties counting half."""
+    beats = (values[:, None] > values).sum(1) + 0.5 * ((values[:, None] == values).sum(1) - 1)
     return beats / max(1, len(values) - 1)
