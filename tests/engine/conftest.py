@@ -20,16 +20,6 @@ VAE_TASK = {
     "latent_channels": 2,
     "crop": 32,
 }
-I2V_TASK = {
-    "kind": "i2v",
-    "block_out_channels": [16, 32],
-    "norm_num_groups": 8,
-    "num_attention_heads": [1, 2],
-    "attention_levels": [False, True],
-    "context_dim": 16,
-    "num_frames": [3, 4],
-    "fps": [5.0, 9.0],
-}
 
 
 @pytest.fixture(scope="session")

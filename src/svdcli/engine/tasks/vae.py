@@ -73,11 +73,14 @@ class Autoencoder:
         self.network = Reconstruction(vae)
 
     def _begin(self, vae: VAE) -> None:
-        rng = np.random.default_rng(0)
+        """Give a new autoencoder its weights: the components of patches where its shape takes them, else random."""
+        rng, widths = np.random.default_rng(0), vae.config.block_out_channels
         sample = to_pixels(np.stack([random_frame(self.train_set, rng) for _ in range(START_FRAMES)]))
         try:
+            if widths[-1] in widths[-2:-1]:
+                raise ValueError("the components need the shortcut that a wider last level has")
             start_from_patches(vae, sample)
-        except ValueError:  # that start is of one shape; any other begins at random
+        except ValueError:
             start_at_random(vae)
 
     def batch(self, seed: list[int]) -> Tensor:

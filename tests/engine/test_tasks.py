@@ -1,0 +1,314 @@
+"""The training tasks: what a batch is, what the network is told of it, that they learn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from svdcli.data.motion import motion_score
+from svdcli.engine.latents import latent_rows
+from svdcli.engine.tasks import i2v, make_task
+from svdcli.engine.tasks.i2v import ImageToVideo, keep_mask
+from svdcli.engine.tasks.parts import load_vae, save_vae
+from svdcli.engine.tasks.vae import Autoencoder, psnr_db
+from svdcli.engine.train import train
+from svdcli.errors import InputError
+from svdcli.model.bundle import Bundle
+from svdcli.model.vae import VAE, VAEConfig
+from svdcli.recipe.recipe import Recipe
+
+Make = Callable[..., Recipe]
+CPU = torch.device("cpu")
+I2V_TASK: dict[str, Any] = {
+    "kind": "i2v",
+    "block_out_channels": [16, 32],
+    "norm_num_groups": 8,
+    "num_attention_heads": [1, 2],
+    "attention_levels": [False, True],
+    "context_dim": 16,
+    "num_frames": [3, 4],
+    "fps": [5.0, 9.0],
+}
+
+
+def learn(task: Any, batch: Any, num_steps: int, lr: float) -> tuple[float, float]:
+    """Train on one batch with the same noise each time -> the loss before and behind."""
+    optimizer = torch.optim.AdamW([p for p in task.network.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for _ in range(num_steps):
+        loss, _ = task.loss(task.network, batch, torch.Generator().manual_seed(5))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
+
+
+# ---- the autoencoder -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def autoencoder(make_recipe: Make, tmp_path: Path) -> Callable[..., Autoencoder]:
+    def make(changes: dict[str, Any] | None = None) -> Autoencoder:
+        torch.manual_seed(0)
+        task = make_task(make_recipe(changes), CPU, tmp_path / "cache")
+        assert isinstance(task, Autoencoder)
+        return task
+
+    return make
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step(autoencoder: Callable[..., Autoencoder]) -> None:
+    one, other = autoencoder({"task.num_frames": 3}), autoencoder({"task.num_frames": 3})
+    batch = one.batch([7, 5, 0, 0])
+    one.batch([7, 6, 0, 0])
+    assert batch.shape == (2, 3, 3, 32, 32) and batch.min() >= -1 and batch.max() <= 1
+    assert torch.equal(batch, one.batch([7, 5, 0, 0])) and torch.equal(batch, other.batch([7, 5, 0, 0]))
+    for seed in ([7, 6, 0, 0], [8, 5, 0, 0], [7, 5, 1, 0]):
+        assert not torch.equal(batch, one.batch(seed))
+
+
+@pytest.mark.parametrize("num_frames", [1, 4], ids=["images", "clips"])
+def test_the_autoencoder_learns_one_clip(autoencoder: Callable[..., Autoencoder], num_frames: int) -> None:
+    task = autoencoder({"task.num_frames": num_frames, "run.batch_size": 1})
+    first, last = learn(task, task.batch([0, 0, 0, 0]), 30, 5e-3)
+    assert last < 0.7 * first
+
+
+def test_the_decoder_alone_leaves_the_latents(autoencoder: Callable[..., Autoencoder]) -> None:
+    task = autoencoder({"task.train": "decoder"})
+    pixels = task.batch([0, 0, 0, 0])
+    before = task.network.vae.encode(pixels)
+    learn(task, pixels, 2, 1e-2)
+    assert torch.equal(task.network.vae.encode(pixels), before)
+
+
+def test_a_four_level_autoencoder_begins_with_the_components_of_patches(
+    autoencoder: Callable[..., Autoencoder],
+) -> None:
+    shapes = ([16, 16, 16, 32], [16] * 4, [12] * 4)  # the others begin at random
+    tasks = [autoencoder({"task.block_out_channels": shape, "task.latent_channels": 4}) for shape in shapes]
+    scores = [task.evaluate(task.network)["held_out_psnr_db"] for task in tasks]
+    assert scores[0] > max(scores[1:]) + 1
+
+
+def test_an_exported_autoencoder_is_scaled_and_continued(
+    autoencoder: Callable[..., Autoencoder], tmp_path: Path
+) -> None:
+    task = autoencoder()
+    task.export(task.network, tmp_path, "{}")
+    vae = load_vae(tmp_path)
+    for name, value in task.network.vae.state_dict().items():
+        assert torch.equal(value, vae.state_dict()[name]), name
+    latents = vae.encode(torch.cat([task.batch([0, step, 0, 0]) for step in range(20)]))
+    assert latents.std().item() * vae.config.scaling_factor == pytest.approx(1, abs=0.2)
+    started = autoencoder({"task.start": tmp_path})
+    pixels = task.batch([0, 0, 0, 0])
+    assert torch.equal(started.network.vae.encode(pixels), vae.encode(pixels))
+    with pytest.raises(InputError, match=r"task.block_out_channels is \(16, 16\), but .* \(8, 8\)"):
+        autoencoder({"task.start": tmp_path, "task.block_out_channels": [16, 16]})
+
+
+def test_damaged_autoencoders_are_input_errors(
+    autoencoder: Callable[..., Autoencoder], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="holds no vae/config.json") as caught:
+        load_vae(tmp_path)
+    assert "relative path" in caught.value.hint
+    save_vae(autoencoder().network.vae, tmp_path, 1.0)
+    config = tmp_path / "vae" / "config.json"
+    whole = json.loads(config.read_text())
+    config.write_text(json.dumps(whole | {"latent_channels": 3}))
+    with pytest.raises(InputError, match="do not fit its configuration"):
+        load_vae(tmp_path)
+    config.write_text("{")
+    with pytest.raises(InputError, match="config.json is damaged"):
+        load_vae(tmp_path)
+
+
+def test_clips_longer_than_all_footage_are_refused(autoencoder: Callable[..., Autoencoder]) -> None:
+    with pytest.raises(InputError, match="No video has the 25 frames"):
+        autoencoder({"task.num_frames": 25})
+
+
+def test_psnr() -> None:
+    assert psnr_db(4.0) == 0 and psnr_db(0.04) == pytest.approx(20)
+
+
+def test_latents_are_kept_under_weights_and_frames(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kinds = ("DownEncoderBlock2D",) * 2
+    vae = VAE(VAEConfig(3, 3, kinds, (8, 8), 1, 2, 64, 1.0, False, 4)).requires_grad_(False)
+    frames = np.random.default_rng(0).integers(0, 255, (18, 16, 16, 3), dtype=np.uint8)
+    rows = latent_rows(vae, frames, tmp_path, CPU)
+    pixels = torch.from_numpy(frames).float().div(127.5).sub(1).permute(0, 3, 1, 2)
+    np.testing.assert_allclose(rows, vae.encode(pixels[None])[0].numpy(), rtol=2e-3, atol=2e-3)
+    latent_rows(vae, frames, tmp_path, CPU)
+    assert len(list(tmp_path.iterdir())) == 1
+    vae.decoder.conv_in.weight.mul_(2)
+    latent_rows(vae, frames, tmp_path, CPU)
+    assert len(list(tmp_path.iterdir())) == 1
+    vae.quant_conv.weight.mul_(2)
+    latent_rows(vae, frames, tmp_path, CPU)
+    latent_rows(vae, 255 - frames, tmp_path, CPU)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+# ---- image to video ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained_vae(recipe_in: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an autoencoder of 8×8 pixels a latent, exported as it begins."""
+    folder = tmp_path_factory.mktemp("vae")
+    changes = {"task.block_out_channels": [16, 16, 16, 32], "task.latent_channels": 4}
+    task = make_task(recipe_in(folder, changes), CPU, folder / "cache")
+    task.export(task.network, folder, "{}")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_clips() -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(i2v, "CALIBRATION_CLIPS", 12)
+    yield
+    patch.undo()
+
+
+MakeTask = Callable[..., ImageToVideo]
+
+
+@pytest.fixture(scope="module")
+def make_i2v(recipe_in: Make, trained_vae: Path) -> MakeTask:
+    def make(changes: dict[str, Any] | None = None) -> ImageToVideo:
+        torch.manual_seed(0)
+        recipe = recipe_in(
+            trained_vae / "i2v", {"run.batch_size": 4} | (changes or {}), with_vae(trained_vae)
+        )
+        task = make_task(recipe, CPU, trained_vae / "cache")
+        assert isinstance(task, ImageToVideo)
+        return task
+
+    return make
+
+
+def with_vae(folder: Path) -> dict[str, Any]:
+    return I2V_TASK | {"vae": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def task(make_i2v: MakeTask) -> ImageToVideo:
+    return make_i2v()
+
+
+def test_clips_follow_seed_and_step(task: ImageToVideo, make_i2v: MakeTask) -> None:
+    batch, again = task.batch([0, 3, 0, 0]), make_i2v().batch([0, 3, 0, 0])
+    for name in ("latents", "picture", "fps", "motion_bucket", "augment"):
+        assert torch.equal(getattr(batch, name), getattr(again, name)), name
+    assert not torch.equal(batch.picture, task.batch([0, 4, 0, 0]).picture)
+    assert {task.batch([0, step, 0, 0]).latents.shape[1] for step in range(12)} == {3, 4}
+
+
+def test_every_clip_has_its_own_ids(task: ImageToVideo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fps − 1, bucket and σ reach the network clip by clip, and σ is that of the noise that was added."""
+    batch, seen = task.batch([0, 1, 0, 0]), []
+    hook = task.network.unet.register_forward_pre_hook(lambda module, args: seen.append(args))
+    added: list[tuple[Tensor, Tensor, Tensor]] = []
+    targets: list[Tensor] = []
+    real_augment, real_loss = i2v.augment_picture, i2v.denoising_loss
+    monkeypatch.setattr(i2v, "augment_picture", lambda *a: (added.append(a), real_augment(*a))[1])
+    monkeypatch.setattr(i2v, "denoising_loss", lambda *a: (targets.append(a[-1]), real_loss(*a))[1])
+    keep = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    with torch.no_grad():
+        task.losses(task.network, batch, torch.ones(4), keep, torch.Generator().manual_seed(0))
+    hook.remove()
+    x, _, context, ids = seen[0]
+    assert len(set(batch.augment.tolist())) == len(set(batch.fps.tolist())) == 4
+    assert torch.equal(ids, torch.stack([batch.fps - 1, batch.motion_bucket, batch.augment], dim=1).float())
+    (pixels, noise, sigma), (target,) = added[0], targets
+    assert torch.equal(sigma, batch.augment) and torch.equal(pixels, batch.picture)
+    flat = noise.flatten()[: target.numel()]
+    assert abs(torch.corrcoef(torch.stack([flat, target.flatten()[: len(flat)]]))[0, 1]) < 0.1
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+    condition = x[:, :, task.vae.config.latent_channels :]
+    expected = task.vae.encode((pixels + sigma[:, None, None, None] * noise)[:, None])[:, 0]
+    for clip, (embedding, latent) in enumerate(
+        keep.bool().tolist()
+    ):  # what is dropped is zero, as in guidance
+        assert context.tokens[clip].any() == embedding and condition[clip].any() == latent
+        if latent:  # in every frame, and not scaled
+            assert all(torch.allclose(frame, expected[clip], atol=1e-5) for frame in condition[clip])
+
+
+def test_ids_are_those_of_the_clip(task: ImageToVideo) -> None:
+    rng = np.random.default_rng([0, 2, 0, 0])
+    num_frames = int(rng.choice(task.task.num_frames))
+    drawn = [task.draw_clip(task.train_set, rng, num_frames) for _ in range(4)]
+    batch = task.batch([0, 2, 0, 0])
+    for clip, (video, first, stride, fps) in enumerate(drawn):
+        frames = task.train_set.clip(video, first, num_frames, stride)
+        assert len(frames) == num_frames and 0.5 <= video.fps / stride / fps <= 2
+        assert batch.fps[clip].item() == pytest.approx(fps)
+        bucket = task.calibration.bucket(motion_score(frames, fps))
+        assert batch.motion_bucket[clip].item() == pytest.approx(bucket)
+        picture = torch.from_numpy(frames[0].copy()).float().div(127.5).sub(1).permute(2, 0, 1)
+        torch.testing.assert_close(batch.picture[clip], picture)
+    assert len(set(batch.motion_bucket.tolist())) > 1
+
+
+def test_shares_of_what_is_dropped(task: ImageToVideo) -> None:
+    settings = task.task.model_copy(update={"drop_embedding": 0.1, "drop_latent": 0.2, "drop_both": 0.3})
+    keep = keep_mask(torch.rand(10_000, generator=torch.Generator().manual_seed(0)), settings)
+    kinds = [(keep == torch.tensor(k)).all(1).float().mean().item() for k in ([0, 1], [1, 0], [0, 0], [1, 1])]
+    assert kinds == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.015)
+    never = task.task.model_copy(update={"drop_embedding": 0.0, "drop_latent": 0.0, "drop_both": 0.0})
+    assert keep_mask(torch.rand(1000), never).all()
+
+
+def test_the_gradient_reaches_the_image_encoder_and_the_loss_falls(make_i2v: MakeTask) -> None:
+    task = make_i2v({"task.drop_both": 0.0, "task.drop_embedding": 0.0, "run.batch_size": 1})
+    before = {name: p.clone() for name, p in task.network.image_encoder.named_parameters()}
+    first, last = learn(task, task.batch([0, 0, 0, 0]), 40, 3e-3)
+    assert last < 0.8 * first
+    moved = [n for n, p in task.network.image_encoder.named_parameters() if not torch.equal(p, before[n])]
+    gradients = [p.grad for p in task.network.image_encoder.parameters() if p.grad is not None]
+    assert sum(g.abs().sum().item() for g in gradients) > 0
+    assert any("patch_embedding" in name for name in moved) and any("projection" in name for name in moved)
+
+
+@pytest.mark.slow
+def test_a_run_makes_a_bundle_that_loads_and_can_be_continued(
+    recipe_in: Make, trained_vae: Path, tmp_path: Path, make_i2v: MakeTask
+) -> None:
+    changes = {"run.num_steps": 2, "task.camera_moves": 2, "task.guidance": "1.0:2.0"}
+    recipe = recipe_in(tmp_path / "i2v", changes, with_vae(trained_vae))
+    notes: list[str] = []
+    figures: dict[str, float] = {}
+    state = train(recipe, lambda step, new: figures.update(new), notes.append)
+    assert "5 clips (2 of them camera moves) to train on, 1 held out" in notes
+    assert figures["held_out_loss"] > 0 and figures["held_out_loss_2.0"] > 0
+    bundle = Bundle.load(tmp_path / "i2v" / "bundle", torch.float32)
+    settings = bundle.settings
+    assert (settings.num_frames, settings.width, settings.fps, settings.guidance) == (4, 64, 7.0, "1.0:2.0")
+    assert json.loads(settings.recipe)["task"]["camera_moves"] == 2 and settings.motion_calibration
+    assert bundle.unet is not None
+    for name, value in state.average.unet.state_dict().items():
+        torch.testing.assert_close(bundle.unet.state_dict()[name], value, rtol=1e-3, atol=1e-4)
+    started = make_i2v({"task.start": tmp_path / "i2v" / "bundle"})
+    assert torch.equal(started.network.unet.conv_in.weight, bundle.unet.conv_in.weight)
+    with pytest.raises(InputError, match="task.block_out_channels"):
+        make_i2v({"task.start": tmp_path / "i2v" / "bundle", "task.block_out_channels": [16, 48]})
+
+
+def test_footage_that_gives_no_clip_is_refused(make_i2v: MakeTask) -> None:
+    with pytest.raises(InputError, match="No video gives clips of 30 frames"):
+        make_i2v({"task.num_frames": [3, 30]})
+    with pytest.raises(InputError, match="No video gives clips of 3 frames"):
+        make_i2v({"task.num_frames": [3], "task.fps": [100.0, 120.0]})
