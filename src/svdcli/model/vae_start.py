@@ -69,7 +69,7 @@ def _silence(vae: VAE) -> None:
     nn.init.dirac_(vae.decoder.time_conv_out.weight)
 
 
-def _carry(conv: nn.Conv2d, rows: dict[int, dict[int, float]]) -> None:
+def carry(conv: nn.Conv2d, rows: dict[int, dict[int, float]]) -> None:
     """Give output channels exactly these inputs (channel -> gain) through the middle of the kernel."""
     middle = conv.kernel_size[0] // 2
     for row, inputs in rows.items():
@@ -87,7 +87,7 @@ def _pair(signal: int, position: int) -> dict[int, dict[int, float]]:
 def _set_encoder(vae: VAE, components: Tensor, gains: Tensor) -> None:
     encoder, num = vae.encoder, len(components)
     quarter = range(2)
-    _carry(encoder.conv_in, {c: {c: 1.0} for c in range(3)})
+    carry(encoder.conv_in, {c: {c: 1.0} for c in range(3)})
     # colour and place in a 2×2 block -> channel 4 c + 2 y + x
     halves = encoder.down_blocks[0].downsamplers[0].conv
     for c in range(3):
@@ -111,43 +111,43 @@ def _set_encoder(vae: VAE, components: Tensor, gains: Tensor) -> None:
     for level, carried in ((1, 12), (2, 4 * num)):
         shortcut = encoder.down_blocks[level].resnets[0].conv_shortcut
         if shortcut is not None:
-            _carry(shortcut, {i: {i: 1.0} for i in range(carried)})
+            carry(shortcut, {i: {i: 1.0} for i in range(carried)})
     group = vae.config.block_out_channels[-1] // num
     last = encoder.down_blocks[3].resnets[0].conv_shortcut
     for k in range(num):
-        _carry(last, _pair(k, group * k))
+        carry(last, _pair(k, group * k))
         last.bias[group * k + 2], last.bias[group * k + 3] = BALLAST, -BALLAST
-        _carry(encoder.conv_out, {k: {group * k: 1.0, group * k + 1: -1.0}})
-    _carry(encoder.conv_out, {num + k: {} for k in range(num)})
-    _carry(vae.quant_conv, {k: {k: 1.0} for k in range(num)} | {num + k: {} for k in range(num)})
+        carry(encoder.conv_out, {k: {group * k: 1.0, group * k + 1: -1.0}})
+    carry(encoder.conv_out, {num + k: {} for k in range(num)})
+    carry(vae.quant_conv, {k: {k: 1.0} for k in range(num)} | {num + k: {} for k in range(num)})
     nn.init.constant_(vae.quant_conv.bias[num:], INITIAL_LOG_VAR)
 
 
 def _set_decoder(vae: VAE, colours: Tensor, mean: Tensor) -> None:
     """Colours (count, 3): the mean colour that one standard deviation of each component adds."""
     decoder, num = vae.decoder, len(colours)
-    _carry(decoder.conv_in, {k: {k: 1.0} for k in range(num)})
+    carry(decoder.conv_in, {k: {k: 1.0} for k in range(num)})
     # the encoder's norm leaves a component of deviation SIGNAL at about this; measured once, near enough for a start
     group = vae.config.block_out_channels[-1] // num
     deviation = SIGNAL / ((2 * SIGNAL**2 + 2 * BALLAST**2) / group) ** 0.5
     for c in range(3):
-        _carry(decoder.conv_in, {num + c: {k: float(colours[k, c]) / deviation for k in range(num)}})
+        carry(decoder.conv_in, {num + c: {k: float(colours[k, c]) / deviation for k in range(num)}})
         decoder.conv_in.bias[num + c] = mean[c]
     same = {i: {i: 1.0} for i in range(num + 3)}
     for level in range(3):
         shortcut = decoder.up_blocks[level].resnets[0].spatial_res_block.conv_shortcut
         if shortcut is not None:
-            _carry(shortcut, same)
+            carry(shortcut, same)
         if level < 2:
-            _carry(decoder.up_blocks[level].upsamplers[0].conv, same)
+            carry(decoder.up_blocks[level].upsamplers[0].conv, same)
     last = decoder.up_blocks[2].upsamplers[0].conv
     group = vae.config.block_out_channels[0] // vae.config.norm_num_groups
     gain = ((2 * SIGNAL**2 + 2 * BALLAST**2) / 4) ** 0.5
     for c in range(3):
-        _carry(last, _pair(num + c, group * c))
+        carry(last, _pair(num + c, group * c))
         last.bias[group * c + 2], last.bias[group * c + 3] = BALLAST, -BALLAST
-        _carry(decoder.conv_out, {c: {group * c: gain, group * c + 1: -gain}})
-    _carry(last, {3 * group + k: {k: 1.0} for k in range(num)})
+        carry(decoder.conv_out, {c: {group * c: gain, group * c + 1: -gain}})
+    carry(last, {3 * group + k: {k: 1.0} for k in range(num)})
     final = decoder.up_blocks[3].resnets[0].spatial_res_block.conv_shortcut
     if final is not None:
-        _carry(final, {i: {i: 1.0} for i in range(3 * group + num)})
+        carry(final, {i: {i: 1.0} for i in range(3 * group + num)})

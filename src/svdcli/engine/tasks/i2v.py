@@ -23,6 +23,8 @@ from svdcli.model.conditioning import augment_picture, condition_on_image
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.settings import Settings
 from svdcli.model.unet import UNet, UNetConfig
+from svdcli.model.unet_start import can_start_still, start_still
+from svdcli.model.vae import VAEConfig
 from svdcli.recipe.recipe import Data, ImageToVideoTask
 
 CALIBRATION_CLIPS = 400
@@ -83,7 +85,7 @@ class ImageToVideo:
             unet, image_encoder = load_image_to_video(task.start if task.start.exists() else str(task.start))
             require_same(unet.config, task)
         else:
-            unet, image_encoder = new_networks(task, self.vae.config.latent_channels, data.width)
+            unet, image_encoder = new_networks(task, self.vae.config, data.width)
         self.network = Continuation(unet, image_encoder)
 
     def _require_clips(self, train_set: FrameSet) -> None:
@@ -247,9 +249,9 @@ def keep_mask(share: Tensor, task: ImageToVideoTask) -> Tensor:
     return torch.stack([~no_embedding, share >= latent], dim=1).float()
 
 
-def new_networks(task: ImageToVideoTask, latent_channels: int, width: int) -> tuple[UNet, ImageEncoder]:
-    """A UNet and an image encoder from scratch, as the recipe shapes them."""
-    attends = task.attention_levels
+def new_networks(task: ImageToVideoTask, vae: VAEConfig, width: int) -> tuple[UNet, ImageEncoder]:
+    """A UNet and an image encoder from scratch, as the recipe shapes them; still at first where that shape allows."""
+    latent_channels, attends = vae.latent_channels, task.attention_levels
     unet = UNet(
         UNetConfig(
             in_channels=2 * latent_channels,
@@ -267,7 +269,10 @@ def new_networks(task: ImageToVideoTask, latent_channels: int, width: int) -> tu
             sample_size=width // 8,
         )
     )
-    unet.reset()
+    if can_start_still(unet):
+        start_still(unet, vae.scaling_factor)
+    else:
+        unet.reset()
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     image_encoder = ImageEncoder(
         shape | {"image_size": 224, "patch_size": 32, "projection_dim": task.context_dim}
