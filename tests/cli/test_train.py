@@ -20,7 +20,7 @@ Run = Callable[..., tuple[int, str, str]]
 RECIPE = """
 [task]
 kind = "vae"
-block_out_channels = [8]
+block_out_channels = [8, 8, 8]
 norm_num_groups = 4
 latent_channels = 2
 crop = 32

@@ -15,7 +15,7 @@ from svdcli.recipe.recipe import Recipe, parse_recipe
 
 VAE_TASK = {
     "kind": "vae",
-    "block_out_channels": [8, 8],
+    "block_out_channels": [8, 8, 8],
     "norm_num_groups": 4,
     "latent_channels": 2,
     "crop": 32,

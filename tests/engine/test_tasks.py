@@ -112,7 +112,7 @@ def test_an_exported_autoencoder_is_scaled_and_continued(
     started = autoencoder({"task.start": tmp_path})
     pixels = task.batch([0, 0, 0, 0])
     assert torch.equal(started.network.vae.encode(pixels), vae.encode(pixels))
-    with pytest.raises(InputError, match=r"task.block_out_channels is \(16, 16\), but .* \(8, 8\)"):
+    with pytest.raises(InputError, match=r"task.block_out_channels is \(16, 16\), but .* \(8, 8, 8\)"):
         autoencoder({"task.start": tmp_path, "task.block_out_channels": [16, 16]})
 
 
