@@ -41,7 +41,7 @@ def textured(count: int, height: int = 48, width: int = 64) -> torch.Tensor:
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 3.0, 20.0, 700.0])
 def test_an_untrained_unet_denoises_towards_the_still_picture(sigma: float) -> None:
     torch.manual_seed(0)
-    unet, scaling_factor, variance = small_unet(), 1.3, 0.16
+    unet, scaling_factor, variance = small_unet(), 1.3, 0.04
     start_still(unet, scaling_factor)
     picture = torch.randn(1, 1, 8, 8, 12)
     x0 = picture + variance**0.5 * torch.randn(1, 3, 8, 8, 12)
@@ -55,7 +55,7 @@ def test_an_untrained_unet_denoises_towards_the_still_picture(sigma: float) -> N
     best = variance * sigma**2 / (variance + sigma**2)  # what the posterior mean leaves
     error = (denoised - x0).square().mean().item()
     silent = (c.c_skip * noisy - x0).square().mean().item()
-    assert error < 1.6 * best + 0.02
+    assert error < best + 0.1
     assert error < 0.7 * silent
 
 

@@ -2,9 +2,10 @@
 
 If each latent differs from that of the picture by a normal deviate of variance τ², the best denoiser is a blend of the noisy clip
 and the picture, in the network's terms F = a(σ) x_in + b(σ) s, with s the picture's scaled latent, a = σ (1 − τ²) / (τ² + σ²)
-and b = −σ √(1 + σ²) / (τ² + σ²). For the σ that matter b is near −1.1, and a falls from one to nothing around σ = 1.5, which a
-SiLU does whose input the noise level shifts: SiLU(κ + ζ) − SiLU(κ − ζ) ≈ 2 ζ SiLU'(κ). All of it travels from conv_in to conv_out
-by the outermost skip; every other branch is silent and learns what moves. Signals pass the norms as in `vae_start`.
+and b = −σ √(1 + σ²) / (τ² + σ²). For a small τ² that is near −s + g(σ) (x_in − s/2), with g falling from above two to nothing
+around σ = 0.75. A SiLU is such a gate, where the noise level shifts its input: SiLU(κ + ζ) − SiLU(κ − ζ) ≈ 2 ζ SiLU'(κ). All of
+it travels from conv_in to conv_out by the outermost skip; every other branch is silent and learns what moves. Signals pass the
+norms as in `vae_start`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from svdcli.model.vae_start import carry
 PER_SIGNAL = 8
 """Trunk channels a latent channel: the picture and its negative, the noisy clip and its negative, ballast twice, two free."""
 BALLAST, GATE_BALLAST = 2.0, 3.0
-PICTURE_GAIN = 1.05
-"""−b at the noise levels that matter."""
-GATE_SLOPE, GATE_CENTRE = 3.7, 0.10
-"""κ = −slope · (sin c_noise − centre): half open at σ = 1.5."""
+PICTURE_GAIN, PICTURE_SHARE, GATE_GAIN = 1.05, 0.5, 2.4
+"""−b at high noise, the share of the picture taken from the noisy clip before the gate, and g at low noise."""
+GATE_SLOPE, GATE_CENTRE = 4.2, -0.05
+"""κ = −slope · (sin c_noise − centre): half open at σ = 0.8."""
 GATE_INPUT, GATE_SHARPNESS = 0.4, 4.0
 
 
@@ -74,7 +75,7 @@ def negative(inputs: dict[int, float]) -> dict[int, float]:
 
 
 def _set_gate(unet: UNet, block: nn.Module, signals: int, width: int) -> float:
-    """Make the last block pass the noisy clip at low noise and stop it at high; returns the gain that makes it one."""
+    """Make the last block pass the noisy clip at low noise and stop it at high; returns the gain that makes it g."""
     wide = math.sqrt((4 + 4 + 4 * BALLAST**2) / (2 * PER_SIGNAL))  # the divisor of norm1, for unit signals
     tall = math.sqrt(
         (2 * GATE_INPUT**2 + 4 + 2 * GATE_BALLAST**2) / PER_SIGNAL
@@ -82,7 +83,8 @@ def _set_gate(unet: UNet, block: nn.Module, signals: int, width: int) -> float:
     _set_noise_level(unet)
     for k in range(signals):
         at, skip = PER_SIGNAL * k, width + PER_SIGNAL * k
-        signal = {skip + 2: wide * GATE_INPUT, skip + 3: -wide * GATE_INPUT}
+        scale = wide * GATE_INPUT
+        signal = {skip + 2: scale, skip + 3: -scale, skip: -PICTURE_SHARE * scale, skip + 1: PICTURE_SHARE * scale}
         carry(block.conv1, {at: signal, at + 1: negative(signal)} | {at + i: {} for i in (2, 3, 4, 5)})
         block.conv1.bias[at + 4], block.conv1.bias[at + 5] = GATE_BALLAST, -GATE_BALLAST
         block.norm2.weight[at : at + 2] = GATE_SHARPNESS
@@ -99,7 +101,7 @@ def _set_gate(unet: UNet, block: nn.Module, signals: int, width: int) -> float:
             block.time_emb_proj.weight[row, 0] = -sign * shift
             block.time_emb_proj.weight[row, 1] = sign * shift
             block.time_emb_proj.bias[row] = sign * shift * GATE_CENTRE
-    return tall / (2 * GATE_SHARPNESS * GATE_INPUT)
+    return GATE_GAIN * tall / (2 * GATE_SHARPNESS * GATE_INPUT)
 
 
 def _set_noise_level(unet: UNet) -> None:
