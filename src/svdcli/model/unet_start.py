@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
+from svdcli.model.blocks import ResBlock
 from svdcli.model.unet import UNet
-from svdcli.model.vae_start import carry
+from svdcli.model.vae_start import carry, set_bias
 
 PER_SIGNAL = 8
 """Trunk channels a latent channel: the picture and its negative, the noisy clip and its negative, ballast twice, two free."""
@@ -39,13 +39,15 @@ def start_still(unet: UNet, scaling_factor: float) -> None:
     if not can_start_still(unet):
         raise ValueError("this start needs one norm group of eight channels for each latent channel")
     unet.reset()
-    last = unet.up_blocks[-1].resnets[-1].spatial_res_block
+    final = f"up_blocks.{config.num_levels - 1}.resnets.{config.per_level('layers_per_block')[0]}"
+    last = unet.get_submodule(f"{final}.spatial_res_block")
+    assert isinstance(last, ResBlock) and last.conv_shortcut is not None
     for k in range(signals):
         at, skip = PER_SIGNAL * k, width + PER_SIGNAL * k
         picture, noisy = {signals + k: scaling_factor}, {k: 1.0}
         carry(unet.conv_in, {at: picture, at + 1: negative(picture), at + 2: noisy, at + 3: negative(noisy)})
         carry(unet.conv_in, {at + 4: {}, at + 5: {}})
-        unet.conv_in.bias[at + 4], unet.conv_in.bias[at + 5] = BALLAST, -BALLAST
+        set_bias(unet.conv_in, at + 4, BALLAST, -BALLAST)
         kept = {at + i: {skip + i: 1.0} for i in (0, 1, 4, 5)}
         carry(last.conv_shortcut, kept | {at + 2: {}, at + 3: {}})
     gain = _set_gate(unet, last, signals, width)
@@ -66,7 +68,6 @@ def can_start_still(unet: UNet) -> bool:
         config.in_channels == 2 * config.out_channels
         and config.norm_num_groups == config.out_channels
         and group == PER_SIGNAL
-        and unet.up_blocks[-1].resnets[-1].spatial_res_block.conv_shortcut is not None
     )
 
 
@@ -74,19 +75,25 @@ def negative(inputs: dict[int, float]) -> dict[int, float]:
     return {channel: -gain for channel, gain in inputs.items()}
 
 
-def _set_gate(unet: UNet, block: nn.Module, signals: int, width: int) -> float:
+def _set_gate(unet: UNet, block: ResBlock, signals: int, width: int) -> float:
     """Make the last block pass the noisy clip at low noise and stop it at high; returns the gain that makes it g."""
     wide = math.sqrt((4 + 4 + 4 * BALLAST**2) / (2 * PER_SIGNAL))  # the divisor of norm1, for unit signals
     tall = math.sqrt(
         (2 * GATE_INPUT**2 + 4 + 2 * GATE_BALLAST**2) / PER_SIGNAL
     )  # that of norm2, at a shift of one
     _set_noise_level(unet)
+    assert block.time_emb_proj is not None
     for k in range(signals):
         at, skip = PER_SIGNAL * k, width + PER_SIGNAL * k
         scale = wide * GATE_INPUT
-        signal = {skip + 2: scale, skip + 3: -scale, skip: -PICTURE_SHARE * scale, skip + 1: PICTURE_SHARE * scale}
+        signal = {
+            skip + 2: scale,
+            skip + 3: -scale,
+            skip: -PICTURE_SHARE * scale,
+            skip + 1: PICTURE_SHARE * scale,
+        }
         carry(block.conv1, {at: signal, at + 1: negative(signal)} | {at + i: {} for i in (2, 3, 4, 5)})
-        block.conv1.bias[at + 4], block.conv1.bias[at + 5] = GATE_BALLAST, -GATE_BALLAST
+        set_bias(block.conv1, at + 4, GATE_BALLAST, -GATE_BALLAST)
         block.norm2.weight[at : at + 2] = GATE_SHARPNESS
         shift = GATE_SLOPE * tall / GATE_SHARPNESS
         for row, sign in (

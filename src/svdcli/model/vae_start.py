@@ -8,11 +8,13 @@ keeps the norm's divisor nearly the same for every picture.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from svdcli.model.blocks import ResBlock, TemporalResBlock
-from svdcli.model.vae import VAE
+from svdcli.model.vae import VAE, VAEConfig
 
 INITIAL_LOG_VAR = -8.0
 """Log variance of the posterior: at 0 its noise would drown the latents for hundreds of steps."""
@@ -40,10 +42,9 @@ def start_from_patches(vae: VAE, pixels: Tensor) -> None:
 
     Raises ValueError unless the autoencoder has four levels (8×8 pixels a latent) wide enough for its components.
     """
-    config = vae.config
-    num, widths = config.latent_channels, config.block_out_channels
-    if config.downscale != PATCH or widths[1] < 4 * num or min(widths) < 12 + num or widths[-1] < 4 * num:
+    if not can_start_from_patches(vae.config):
         raise ValueError("this start needs four levels, wide enough for the components of 8×8 patches")
+    num = vae.config.latent_channels
     _silence(vae)
     components, deviations = patch_components(pixels, num)
     _set_encoder(vae, components, SIGNAL / deviations)
@@ -51,32 +52,52 @@ def start_from_patches(vae: VAE, pixels: Tensor) -> None:
     _set_decoder(vae, colours, pixels.mean(dim=(0, 2, 3)))
 
 
+def can_start_from_patches(config: VAEConfig) -> bool:
+    """Whether an autoencoder of this shape has the room for `start_from_patches`."""
+    num, widths = config.latent_channels, config.block_out_channels
+    room = config.downscale == PATCH and widths[1] >= 4 * num and min(widths) >= 12 + num
+    return room and widths[-1] >= max(4 * num, widths[-2] + 1)
+
+
+def conv(root: nn.Module, name: str) -> nn.Conv2d:
+    """A 2D convolution by its name in the state dict."""
+    found = root.get_submodule(name)
+    assert isinstance(found, nn.Conv2d), name
+    return found
+
+
+def set_bias(layer: nn.Conv2d, first: int, *values: float) -> None:
+    """Set the biases of successive output channels."""
+    assert layer.bias is not None
+    for channel, value in enumerate(values, first):
+        layer.bias[channel] = value
+
+
 def _silence(vae: VAE) -> None:
     """Plain paths random and variance-preserving, residual branches, attention and temporal layers silent."""
     for module in vae.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.3 * module.weight[0].numel() ** -0.5)
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(cast(Tensor, module.bias))
     for module in vae.modules():
         if isinstance(module, ResBlock | TemporalResBlock):
             nn.init.kaiming_normal_(module.conv1.weight)
             nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(module.conv2.bias)
-    for attention in (vae.encoder.mid_block.attentions[0], vae.decoder.mid_block.attentions[0]):
-        nn.init.zeros_(attention.to_out[0].weight)
-        nn.init.zeros_(attention.to_out[0].bias)
-    nn.init.zeros_(vae.decoder.time_conv_out.bias)
+            nn.init.zeros_(cast(Tensor, module.conv2.bias))
+    for name, parameter in vae.named_parameters():
+        if ".attentions.0.to_out." in name or name == "decoder.time_conv_out.bias":
+            nn.init.zeros_(parameter)
     nn.init.dirac_(vae.decoder.time_conv_out.weight)
 
 
-def carry(conv: nn.Conv2d, rows: dict[int, dict[int, float]]) -> None:
+def carry(layer: nn.Conv2d, rows: dict[int, dict[int, float]]) -> None:
     """Give output channels exactly these inputs (channel -> gain) through the middle of the kernel."""
-    middle = conv.kernel_size[0] // 2
+    middle = layer.kernel_size[0] // 2
     for row, inputs in rows.items():
-        conv.weight[row] = 0.0
-        conv.bias[row] = 0.0
+        layer.weight[row] = 0.0
+        set_bias(layer, row, 0.0)
         for channel, gain in inputs.items():
-            conv.weight[row, channel, middle, middle] = gain
+            layer.weight[row, channel, middle, middle] = gain
 
 
 def _pair(signal: int, position: int) -> dict[int, dict[int, float]]:
@@ -89,16 +110,16 @@ def _set_encoder(vae: VAE, components: Tensor, gains: Tensor) -> None:
     quarter = range(2)
     carry(encoder.conv_in, {c: {c: 1.0} for c in range(3)})
     # colour and place in a 2×2 block -> channel 4 c + 2 y + x
-    halves = encoder.down_blocks[0].downsamplers[0].conv
+    halves = conv(encoder, "down_blocks.0.downsamplers.0.conv")
     for c in range(3):
         for y in quarter:
             for x in quarter:
                 halves.weight[4 * c + 2 * y + x] = 0.0
                 halves.weight[4 * c + 2 * y + x, c, y, x] = 1.0
     # a component's part in a 4×4 block -> channel 4 k + 2 sy + sx
-    quarters = encoder.down_blocks[1].downsamplers[0].conv
+    quarters = conv(encoder, "down_blocks.1.downsamplers.0.conv")
     # the component -> channel k
-    whole = encoder.down_blocks[2].downsamplers[0].conv
+    whole = conv(encoder, "down_blocks.2.downsamplers.0.conv")
     for k in range(num):
         whole.weight[k] = 0.0
         for sy in quarter:
@@ -109,18 +130,18 @@ def _set_encoder(vae: VAE, components: Tensor, gains: Tensor) -> None:
                 quarters.weight[row, :12, :2, :2] = cells
                 whole.weight[k, row, sy, sx] = gains[k]
     for level, carried in ((1, 12), (2, 4 * num)):
-        shortcut = encoder.down_blocks[level].resnets[0].conv_shortcut
-        if shortcut is not None:
+        if vae.config.block_out_channels[level] != vae.config.block_out_channels[level - 1]:
+            shortcut = conv(encoder, f"down_blocks.{level}.resnets.0.conv_shortcut")
             carry(shortcut, {i: {i: 1.0} for i in range(carried)})
     group = vae.config.block_out_channels[-1] // num
-    last = encoder.down_blocks[3].resnets[0].conv_shortcut
+    last = conv(encoder, "down_blocks.3.resnets.0.conv_shortcut")
     for k in range(num):
         carry(last, _pair(k, group * k))
-        last.bias[group * k + 2], last.bias[group * k + 3] = BALLAST, -BALLAST
+        set_bias(last, group * k + 2, BALLAST, -BALLAST)
         carry(encoder.conv_out, {k: {group * k: 1.0, group * k + 1: -1.0}})
     carry(encoder.conv_out, {num + k: {} for k in range(num)})
     carry(vae.quant_conv, {k: {k: 1.0} for k in range(num)} | {num + k: {} for k in range(num)})
-    nn.init.constant_(vae.quant_conv.bias[num:], INITIAL_LOG_VAR)
+    set_bias(vae.quant_conv, num, *[INITIAL_LOG_VAR] * num)
 
 
 def _set_decoder(vae: VAE, colours: Tensor, mean: Tensor) -> None:
@@ -132,22 +153,22 @@ def _set_decoder(vae: VAE, colours: Tensor, mean: Tensor) -> None:
     deviation = SIGNAL / ((2 * SIGNAL**2 + 2 * BALLAST**2) / group) ** 0.5
     for c in range(3):
         carry(decoder.conv_in, {num + c: {k: float(colours[k, c]) / deviation for k in range(num)}})
-        decoder.conv_in.bias[num + c] = mean[c]
+        set_bias(decoder.conv_in, num + c, float(mean[c]))
     same = {i: {i: 1.0} for i in range(num + 3)}
+    widths = vae.config.block_out_channels[::-1]
     for level in range(3):
-        shortcut = decoder.up_blocks[level].resnets[0].spatial_res_block.conv_shortcut
-        if shortcut is not None:
-            carry(shortcut, same)
+        if level > 0 and widths[level] != widths[level - 1]:
+            carry(conv(decoder, f"up_blocks.{level}.resnets.0.spatial_res_block.conv_shortcut"), same)
         if level < 2:
-            carry(decoder.up_blocks[level].upsamplers[0].conv, same)
-    last = decoder.up_blocks[2].upsamplers[0].conv
+            carry(conv(decoder, f"up_blocks.{level}.upsamplers.0.conv"), same)
+    last = conv(decoder, "up_blocks.2.upsamplers.0.conv")
     group = vae.config.block_out_channels[0] // vae.config.norm_num_groups
     gain = ((2 * SIGNAL**2 + 2 * BALLAST**2) / 4) ** 0.5
     for c in range(3):
         carry(last, _pair(num + c, group * c))
-        last.bias[group * c + 2], last.bias[group * c + 3] = BALLAST, -BALLAST
+        set_bias(last, group * c + 2, BALLAST, -BALLAST)
         carry(decoder.conv_out, {c: {group * c: gain, group * c + 1: -gain}})
     carry(last, {3 * group + k: {k: 1.0} for k in range(num)})
-    final = decoder.up_blocks[3].resnets[0].spatial_res_block.conv_shortcut
-    if final is not None:
+    if widths[3] != widths[2]:
+        final = conv(decoder, "up_blocks.3.resnets.0.spatial_res_block.conv_shortcut")
         carry(final, {i: {i: 1.0} for i in range(3 * group + num)})

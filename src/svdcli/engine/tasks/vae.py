@@ -16,7 +16,7 @@ from svdcli.engine.tasks.parts import load_vae, require_same, save_vae
 from svdcli.errors import InputError
 from svdcli.model.blocks import ResBlock, TemporalResBlock
 from svdcli.model.vae import VAE, VAEConfig
-from svdcli.model.vae_start import start_from_patches
+from svdcli.model.vae_start import can_start_from_patches, start_from_patches
 from svdcli.recipe.recipe import Data, VAETask
 
 EVALUATION_FRAMES = 64
@@ -74,14 +74,12 @@ class Autoencoder:
 
     def _begin(self, vae: VAE) -> None:
         """Give a new autoencoder its weights: the components of patches where its shape takes them, else random."""
-        rng, widths = np.random.default_rng(0), vae.config.block_out_channels
-        sample = to_pixels(np.stack([random_frame(self.train_set, rng) for _ in range(START_FRAMES)]))
-        try:
-            if widths[-1] in widths[-2:-1]:
-                raise ValueError("the components need the shortcut that a wider last level has")
-            start_from_patches(vae, sample)
-        except ValueError:
+        if not can_start_from_patches(vae.config):
             start_at_random(vae)
+            return
+        rng = np.random.default_rng(0)
+        frames = np.stack([random_frame(self.train_set, rng) for _ in range(START_FRAMES)])
+        start_from_patches(vae, to_pixels(frames))
 
     def batch(self, seed: list[int]) -> Tensor:
         """Random crops (B, T, 3, S, S) in [-1, 1], half of them mirrored; all videos are as likely."""
