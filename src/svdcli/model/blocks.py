@@ -7,6 +7,9 @@ convolution with kernel (3, 1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +17,47 @@ from torch.nn import functional as F
 NUM_GROUPS = 32
 """Groups of every GroupNorm in the published weights. A narrow network must take fewer: with one or two
 channels a group, the norm erases the very means (brightness, colour) that the network is to carry."""
+
+
+SLICE = {"cpu": 1 << 21}
+"""Numbers that a slice of frames may hold where frames do not see one another and no gradient is wanted: on a
+CPU so few that the slice stays in the cache, and that the allocator has the memory at hand."""
+LARGE_SLICE = 1 << 25
+"""The same on a GPU, for the sake of memory alone."""
+
+
+def slice_size(x: Tensor, dim: int) -> int:
+    """How much of a dimension a slice holds; all of it where gradients are wanted."""
+    if torch.is_grad_enabled():
+        return x.shape[dim]
+    return max(1, SLICE.get(x.device.type, LARGE_SLICE) * x.shape[dim] // x.numel())
+
+
+def by_frames(function: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
+    """function(x, *others), slice by slice of the frames where they are many; `others` have as many, or one."""
+    frames, rows = x.shape[0], slice_size(x, 0)
+    if rows >= frames:
+        return function(x, *others)
+    out = None
+    for start in range(0, frames, rows):
+        here = slice(start, start + rows)
+        part = function(x[here], *(o[here] if o is not None and o.shape[0] == frames else o for o in others))
+        if out is None:
+            shape = (frames, *part.shape[1:])
+            out = torch.empty(shape, dtype=part.dtype, device=x.device, memory_format=torch.channels_last)
+        out[here] = part
+    assert out is not None
+    return out
+
+
+def by_columns(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x) of x (B, C, T, H·W), slice by slice of the places where they are many; then it overwrites x."""
+    columns = slice_size(x, 3)
+    if columns >= x.shape[3]:
+        return function(x)
+    for part in x.split(columns, dim=3):
+        part.copy_(function(part))
+    return x
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -27,20 +71,18 @@ def silence(layer: nn.Conv2d | nn.Conv3d | nn.Linear) -> None:
         nn.init.zeros_(parameter)
 
 
-def conv_with_shift(conv: nn.Conv2d | nn.Conv3d, x: Tensor, shift: Tensor | None, weight: Tensor) -> Tensor:
-    """Convolve and add a shift (B, C) to every place of a clip.
+def conv_with_shift(conv: nn.Conv2d | nn.Conv3d, x: Tensor, shift: Tensor | None) -> Tensor:
+    """Convolve and add a shift (B, C) to every place of a clip or frame of x (B or B T, ...).
 
-    One clip: the shift goes into the bias, for nothing. Several: it is added, each clip's own to its own
-    frames.
+    One clip: the shift goes into the bias, for nothing. Several: it is added, each one's own.
     """
+    weight = conv.weight if conv.weight.ndim == 4 else conv.weight.squeeze(-1)
     padding = [size // 2 for size in weight.shape[2:]]
     if shift is not None and shift.shape[0] == 1:
         bias = shift[0] if conv.bias is None else shift[0] + conv.bias
         return F.conv2d(x, weight, bias, padding=padding)
     out = F.conv2d(x, weight, conv.bias, padding=padding)
-    if shift is None:
-        return out
-    return out.add_(shift.repeat_interleave(out.shape[0] // shift.shape[0], dim=0)[:, :, None, None])
+    return out if shift is None else out.add_(shift[:, :, None, None])
 
 
 class ResBlock(nn.Module):
@@ -60,7 +102,13 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
         """x (B T, C, H, W), emb (B, D) after its SiLU -> (B T, C', H, W)."""
         shift = self.time_emb_proj(emb) if self.time_emb_proj is not None else None
-        h = conv_with_shift(self.conv1, norm_silu(self.norm1, x), shift, self.conv1.weight)
+        if shift is not None and shift.shape[0] > 1:
+            shift = shift.repeat_interleave(x.shape[0] // shift.shape[0], dim=0)
+        return by_frames(self.block, x, shift)
+
+    def block(self, x: Tensor, shift: Tensor | None) -> Tensor:
+        """The frames (N, C, H, W) with their shifts (1 or N, C'), each frame by itself."""
+        h = conv_with_shift(self.conv1, norm_silu(self.norm1, x), shift)
         h = self.conv2(norm_silu(self.norm2, h))
         return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -79,9 +127,12 @@ class TemporalResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor | None, gain: Tensor) -> Tensor:
         """x (B, C, T, H·W), emb (B, D) -> gain · residual, of x's shape; the gain goes into conv2."""
         shift = self.time_emb_proj(emb) if self.time_emb_proj is not None else None
-        h = conv_with_shift(self.conv1, norm_silu(self.norm1, x), shift, self.conv1.weight.squeeze(-1))
+        h = norm_silu(self.norm1, x)
+        h = by_columns(lambda part: conv_with_shift(self.conv1, part, shift), h)
+        weight = self.conv2.weight.squeeze(-1) * gain
         bias = self.conv2.bias * gain if self.conv2.bias is not None else None
-        return F.conv2d(norm_silu(self.norm2, h), self.conv2.weight.squeeze(-1) * gain, bias, padding=(1, 0))
+        h = norm_silu(self.norm2, h)
+        return by_columns(lambda part: F.conv2d(part, weight, bias, padding=(1, 0)), h)
 
 
 class Mixer(nn.Module):
@@ -162,5 +213,23 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        size = size or (2 * x.shape[-2], 2 * x.shape[-1])
-        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+        twice = (2 * x.shape[-2], 2 * x.shape[-1])
+        if torch.is_grad_enabled() or (size or twice) != twice:
+            return self.conv(F.interpolate(x, size=size or twice, mode="nearest"))
+        return by_frames(self.double, x)
+
+    def double(self, x: Tensor) -> Tensor:
+        """The same without the large picture, in 4/9 of the arithmetic.
+
+        The 3x3 places that a pixel of the large picture sees are copies of 2x2 on the small one. So each of the four
+        phases of the result is a 2x2 convolution there, whose weights are sums.
+        """
+        weight, (height, width) = self.conv.weight, x.shape[-2:]
+        sums = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # phase, tap, tap of three
+        kernels = torch.einsum("oihw,pah,qbw->pqoiab", weight, sums, sums)
+        shape = (x.shape[0], weight.shape[0], 2 * height, 2 * width)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        for i, j in product(range(2), range(2)):
+            phase = F.conv2d(x, kernels[i, j], self.conv.bias, padding=1)
+            out[:, :, i::2, j::2] = phase[:, :, i : i + height, j : j + width]
+        return out
