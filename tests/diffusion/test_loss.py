@@ -96,3 +96,11 @@ def test_sigma_is_log_normal_and_repeats_with_its_generator():
 def test_bad_distribution_is_named(mean, std, name):
     with pytest.raises(UsageError, match=name):
         draw_sigma(torch.Generator(), 1, mean, std)
+
+
+def test_huber_is_square_for_small_errors_and_linear_for_large_ones() -> None:
+    x0, noise, sigma = torch.zeros(1, 1, 1, 1, 2), torch.zeros(1, 1, 1, 1, 2), torch.tensor([1.0])
+    for error, expected in ((1e-3, 1e-6), (100.0, 2 * 0.3 * (100.0 - 0.3))):
+        denoise = Denoiser(lambda x, c_noise, e=error: torch.full_like(x, e))
+        loss = denoising_loss(denoise, x0, sigma, noise, huber=0.3)
+        assert loss.item() == pytest.approx(expected, rel=1e-3)

@@ -47,11 +47,15 @@ def v_target(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     return per_clip(norm) * noise.float() - per_clip(s * norm) * x0.float()
 
 
-def denoising_loss(denoise: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+def denoising_loss(
+    denoise: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, huber: float | None = None
+) -> Tensor:
     """lambda(sigma) |D(x0 + sigma n; sigma) - x0|^2, averaged within each clip -> (B,) float32.
 
     `x0` (B, T, C, h, w) are clean latents, `sigma` (B,) one level per clip, `noise` unit normal like x0.
     It needs a `Denoiser` rather than any `Denoise`, because it compares in the space of F (see above).
+    With `huber`, errors e beyond that size count linearly, 2 h (√(h² + e²) − h), which is e² for small ones: where
+    most of a clip stands still and little of it moves far, a small model then keeps the still part clean.
     Raises ValueError where the shapes of x0, sigma and noise do not fit.
     """
     if noise.shape != x0.shape:
@@ -59,4 +63,7 @@ def denoising_loss(denoise: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor) 
     s = sigma.to(x0.device, torch.float32)
     x = x0.float() + per_clip(s) * noise.float()
     error = denoise.velocity(x, s) - v_target(x0, s, noise)
-    return error.square().flatten(1).mean(1)
+    squares = error.square()
+    if huber is not None:
+        squares = squares * (2 * huber) / ((huber * huber + squares).sqrt() + huber)  # the same, without cancellation
+    return squares.flatten(1).mean(1)

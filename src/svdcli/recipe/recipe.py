@@ -123,6 +123,8 @@ class ImageToVideoTask(Section):
     """mean of ln σ"""
     p_std: Annotated[float, Field(gt=0)] = 1.6
     """standard deviation of ln σ"""
+    huber: Annotated[float, Field(gt=0)] | None = None
+    """errors of F beyond this count linearly in training; absent: squared, as in the paper"""
     augment_mean: float = -3.0
     """mean of ln σ of the noise added to the condition frame"""
     augment_std: Annotated[float, Field(ge=0)] = 0.5

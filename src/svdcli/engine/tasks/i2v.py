@@ -186,7 +186,7 @@ class ImageToVideo:
             )[:, 0]
         denoiser = Denoiser(lambda x, c_noise: network(x, c_noise, batch, latent, keep))
         noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
-        return denoising_loss(denoiser, batch.latents, sigma.to(self.device), noise)
+        return denoising_loss(denoiser, batch.latents, sigma.to(self.device), noise, self.task.huber)
 
     @torch.no_grad()
     def evaluate(self, network: Continuation) -> dict[str, float]:
