@@ -65,5 +65,7 @@ def denoising_loss(
     error = denoise.velocity(x, s) - v_target(x0, s, noise)
     squares = error.square()
     if huber is not None:
-        squares = squares * (2 * huber) / ((huber * huber + squares).sqrt() + huber)  # the same, without cancellation
+        squares = (
+            squares * (2 * huber) / ((huber * huber + squares).sqrt() + huber)
+        )  # the same, without cancellation
     return squares.flatten(1).mean(1)

@@ -243,7 +243,9 @@ class MappedWeights:
         if stored.path not in self._maps:
             size = stored.path.stat().st_size
             self._maps[stored.path] = torch.UntypedStorage.from_file(
-                str(stored.path), shared=False, nbytes=size  # type: ignore[assignment]
+                str(stored.path),
+                shared=False,
+                nbytes=size,  # type: ignore[assignment]
             )
         out = torch.empty(0, dtype=stored.dtype)
         strides = torch.empty(stored.shape, device="meta").stride()
