@@ -27,6 +27,8 @@ Sampler = StrEnum("Sampler", ["euler", "heun", "euler_ancestral", "dpmpp_2m"])
 Precision = StrEnum("Precision", ["float32", "float16", "bfloat16"])
 Vram = StrEnum("Vram", ["auto", "high", "normal", "low", "none"])
 
+DEFAULT_OVERLAP = 3
+
 # Options that both commands have.
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 PrecisionOption = Annotated[
@@ -37,11 +39,10 @@ ChunkOption = Annotated[
 ]
 OverlapOption = Annotated[
     int | None,
-    typer.Option(min=0, show_default="2", help="Frames that neighbouring chunks share, and fade over."),
+    typer.Option(min=0, show_default=str(DEFAULT_OVERLAP), help="Frames that neighbouring chunks share, and fade over."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
-DEFAULT_OVERLAP = 2
 TRAINED_FRAMES = {"nano": range(14, 26)}
 """Bundles that were trained on clips of several lengths; others know the one of their settings."""
 
