@@ -60,6 +60,8 @@ class Sampling:
             augment=settings.augment,
             num_steps=settings.num_steps,
             sampler=settings.sampler,
+            sigma_min=settings.sigma_min,
+            sigma_max=settings.sigma_max,
             schedule="karras",
             guidance=settings.guidance,
         )

@@ -180,7 +180,13 @@ def _open_folder(name: str, path: Path) -> BundleFiles:
             configs[part] = _read_json(path / part / config)
     try:
         num_frames = int(configs.get("unet", {}).get("num_frames") or 25)
-        settings = replace(Settings.default(num_frames), task=_task(index, configs))
+        scheduler = configs.get("scheduler", {})
+        settings = replace(
+            Settings.default(num_frames),
+            task=_task(index, configs),
+            sigma_min=float(scheduler.get("sigma_min") or Settings.sigma_min),
+            sigma_max=float(scheduler.get("sigma_max") or Settings.sigma_max),
+        )
     except (TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
         raise InputError(
             f"The configuration of {name} is wrong: {error}.", "Fetch the bundle again."

@@ -147,13 +147,14 @@ def save_bundle(
     for part, (library, name) in CLASSES.items():
         others_can = part not in parts or is_standard(parts[part])
         index[part] = [library if others_can else "svdcli", name]  # other tools refuse what they cannot hold
+    scheduler = SCHEDULER | {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max}
     with atomic_folder(folder) as temporary:
         for part in PARTS:
             (temporary / part).mkdir()
             _write_json(temporary / part / "config.json", parts[part].config)
             write_weights(temporary / part / f"{STEMS[part]}.safetensors", parts[part].tensors)
         for part, file, default in (
-            ("scheduler", "scheduler_config.json", SCHEDULER),
+            ("scheduler", "scheduler_config.json", scheduler),
             ("feature_extractor", "preprocessor_config.json", FEATURE_EXTRACTOR),
         ):
             (temporary / part).mkdir()

@@ -27,6 +27,9 @@ class Settings:
     guidance: str = "1.5:3.0"
     num_steps: int = 30
     sampler: str = "euler"
+    sigma_min: float = 0.002
+    """The last noise level before 0; the scheduler's configuration says it too, for other tools."""
+    sigma_max: float = 700.0
     motion_calibration: tuple[tuple[float, float], ...] = ()
     """Knots (bucket, motion score) of the training clips; empty where unknown."""
     recipe: str = ""

@@ -140,6 +140,10 @@ class ImageToVideoTask(Section):
     """steps that the bundle suggests"""
     sampler: Literal["euler", "heun", "euler_ancestral", "dpmpp_2m"] = "euler"
     """sampler that the bundle suggests"""
+    sigma_min: Annotated[float, Field(gt=0)] = 0.002
+    """last noise level that the bundle suggests; a small model ends higher, where its estimate is still a mean"""
+    sigma_max: Annotated[float, Field(gt=0)] = 700.0
+    """first noise level that the bundle suggests"""
 
     @model_validator(mode="after")
     def _check_shape(self) -> ImageToVideoTask:

@@ -235,6 +235,8 @@ class ImageToVideo:
             fps=round(sum(self.task.fps) / 2, 1),
             guidance=self.task.guidance,
             num_steps=self.task.num_steps,
+            sigma_min=self.task.sigma_min,
+            sigma_max=self.task.sigma_max,
             sampler=self.task.sampler,
             recipe=recipe_text,
         )
