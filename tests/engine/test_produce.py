@@ -110,7 +110,9 @@ def test_a_clip_its_manifest_and_nothing_else(
     assert files_beside(job.output) == {"out.mp4", "out.json"}
     frames, fps = read_video(job.output)
     assert frames.shape == (4, 24, 32, 3) and fps == 6.0
-    assert clip.frames is not None and np.abs(frames.astype(int) - clip.frames).mean() < 25  # noise in yuv420p
+    assert (
+        clip.frames is not None and np.abs(frames.astype(int) - clip.frames).mean() < 25
+    )  # noise in yuv420p
     assert clip.picture is not None and clip.picture.shape == (24, 32, 3)
     assert read_manifest(sidecar_path(job.output)) == clip.manifest
     assert json.loads(read_metadata(job.output)["comment"]) == clip.manifest

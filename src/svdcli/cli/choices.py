@@ -39,7 +39,9 @@ ChunkOption = Annotated[
 ]
 OverlapOption = Annotated[
     int | None,
-    typer.Option(min=0, show_default=str(DEFAULT_OVERLAP), help="Frames that neighbouring chunks share, and fade over."),
+    typer.Option(
+        min=0, show_default=str(DEFAULT_OVERLAP), help="Frames that neighbouring chunks share, and fade over."
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
