@@ -216,7 +216,7 @@ class Upsample(nn.Module):
         twice = (2 * x.shape[-2], 2 * x.shape[-1])
         if torch.is_grad_enabled() or (size or twice) != twice:
             return self.conv(F.interpolate(x, size=size or twice, mode="nearest"))
-        return by_frames(self.double, x)
+        return by_frames(self.doubled, x)
 
     def doubled(self, x: Tensor) -> Tensor:
         """The same without the large picture, in 4/9 of the arithmetic.
