@@ -224,7 +224,7 @@ def test_every_clip_has_its_own_ids(task: ImageToVideo, monkeypatch: pytest.Monk
     targets: list[Tensor] = []
     real_augment, real_loss = i2v.augment_picture, i2v.denoising_loss
     monkeypatch.setattr(i2v, "augment_picture", lambda *a: (added.append(a), real_augment(*a))[1])
-    monkeypatch.setattr(i2v, "denoising_loss", lambda *a: (targets.append(a[-1]), real_loss(*a))[1])
+    monkeypatch.setattr(i2v, "denoising_loss", lambda *a: (targets.append(a[3]), real_loss(*a))[1])
     keep = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
     with torch.no_grad():
         task.losses(task.network, batch, torch.ones(4), keep, torch.Generator().manual_seed(0))
