@@ -116,3 +116,17 @@ def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundles") / "tiny"
     pipeline.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def quick_bundle_path(tiny_bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with settings that make a clip in a moment: 4 frames of 48×32, 2 steps, no guidance."""
+    import json
+
+    path = tmp_path_factory.mktemp("bundles") / "quick"
+    path.mkdir()
+    for part in tiny_bundle_path.iterdir():
+        (path / part.name).symlink_to(part)
+    settings = {"num_frames": 4, "width": 48, "height": 32, "num_steps": 2, "guidance": "1.0"}
+    (path / "svd.json").write_text(json.dumps(settings))
+    return path

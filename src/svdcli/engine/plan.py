@@ -19,14 +19,15 @@ import torch
 from svdcli.engine.generate import Sampling
 from svdcli.engine.memory import MODES, Mode, streamed_units
 from svdcli.errors import MachineError
+from svdcli.model.attention import FEED_FORWARD_ROWS
 from svdcli.model.bundle import BundleFiles
 from svdcli.model.unet import UNet
 
 GIB = 1 << 30
-RUNTIME_BYTES = {"cpu": 450 << 20, "cuda": 600 << 20, "mps": 500 << 20}
-"""What the libraries take before any weight is loaded."""
-UNET_LIVE, DECODER_LIVE, ENCODER_LIVE = 4.0, 4.5, 4.5
-"""Tensors alive at once at the widest level: input, norm, convolution output and workspace."""
+RUNTIME_BYTES = {"cpu": 480 << 20, "cuda": 600 << 20, "mps": 500 << 20}
+"""What the libraries take, before any weight is loaded."""
+TRANSFORMER_LIVE, RESNET_LIVE, DECODER_LIVE, ENCODER_LIVE = 11.0, 2.5, 3.1, 4.0
+"""Tensors alive at once: in a transformer, of its width; in resnets, of the input of the widest."""
 HEADROOM = 0.9
 """Share of the free memory that a plan may fill."""
 SMALL_CHUNK = 4
@@ -116,32 +117,45 @@ class Planner:
         decoder = _num_parameters(vae.get_submodule("decoder"))
         return decoder * self.dtype.itemsize + (_num_parameters(vae) - decoder) * self.encoder_itemsize
 
-    @cached_property
+    @property
     def unet(self) -> int:
-        return _num_parameters(self.files.build("unet")) * self.dtype.itemsize
+        return self._unet_and_largest_unit[0]
+
+    @cached_property
+    def _unet_and_largest_unit(self) -> tuple[int, int]:
+        unet = self.files.build("unet")
+        assert isinstance(unet, UNet)
+        largest = max(_num_parameters(unit) for _, unit in streamed_units(unet))
+        return _num_parameters(unet) * self.dtype.itemsize, largest * self.dtype.itemsize
 
     def unet_there(self, mode: Mode) -> int:
         """What of the UNet is on the device while it runs."""
+        whole, unit = self._unet_and_largest_unit
         if mode == "normal":
-            return self.unet
-        unet = self.files.build("unet")
-        assert isinstance(unet, UNet)
-        largest = max(_num_parameters(unit) for _, unit in streamed_units(unet)) * self.dtype.itemsize
-        return largest + (self.unet if mode == "low" and self.device.type == "cpu" else 0)
+            return whole
+        return unit + (whole if mode == "low" and self.device.type == "cpu" else 0)
 
     @property
     def unet_live(self) -> int:
-        """Activations at the peak of the UNet, of one clip in one branch of guidance."""
+        """Activations at the peak of the UNet, of one clip in one branch of guidance.
+
+        The skips of the first level lie there while the last one runs: its resnets, whose input is joined with
+        them, or a transformer, with the hidden layers of its feed-forward, which are kept below a limit.
+        """
         config = self.files.configs["unet"]
         widths, layers = config["block_out_channels"], config.get("layers_per_block", 2)
-        skips = widths[0] * ((layers if isinstance(layers, int) else layers[0]) + 1)
-        live = UNET_LIVE * (widths[0] + _second(widths)) + skips
-        latent_places = self.places // 4 ** (len(self.widths) - 1)
-        return int(self.total * latent_places * live) * self.dtype.itemsize
+        tokens = self.total * self.places // 4 ** (len(self.widths) - 1)
+        skips = tokens * widths[0] * ((layers if isinstance(layers, int) else layers[0]) + 1)
+        peak = tokens * (widths[0] + _second(widths)) * RESNET_LIVE
+        for level, (width, kind) in enumerate(zip(widths, config["down_block_types"], strict=True)):
+            if kind.startswith("CrossAttn"):
+                here = tokens // 4**level * width
+                peak = max(peak, TRANSFORMER_LIVE * here + 2 * min(8 * here, FEED_FORWARD_ROWS))
+        return int(skips + peak) * self.dtype.itemsize
 
     @property
     def frame_live(self) -> int:
-        """Activations at the peak of the decoder, per frame."""
+        """Activations at the peak of the decoder, per frame: those of its last, widest resnet."""
         return int(self.places * _second(self.widths) * DECODER_LIVE) * self.dtype.itemsize
 
     @property
