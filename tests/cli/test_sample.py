@@ -323,7 +323,10 @@ def bad_pictures() -> dict[str, tuple[Callable[[Path], object], str]]:
     return {
         "missing": (lambda path: None, "There is no file"),
         "text": (lambda path: path.write_text("not a picture at all"), "it holds text"),
-        "truncated": (lambda path: path.write_bytes(draw(path, 200, 150).read_bytes()[:-300]), "truncated or damaged"),
+        "truncated": (
+            lambda path: path.write_bytes(draw(path, 200, 150).read_bytes()[:-300]),
+            "truncated or damaged",
+        ),
         "empty": (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
         "tiny": (lambda path: draw(path, 1, 1), "too small: 1x1"),
         "huge": (lambda path: path.write_bytes(png_header(20_000, 20_000)), "too large: 400 million pixels"),
