@@ -228,13 +228,13 @@ def test_every_option_reaches_the_manifest(svd: Svd, picture: Path) -> None:
     code, _, err = svd(
         picture, "--frames", 3, "--fps", 11.5, "--motion", 300, "--augment", 0.2, "--steps", 3, "--sampler", "heun",
         "--schedule", "500,20,1", "--guidance", "triangle:1:2", "--churn", 1, "--seed", 8, "--fit", "pad",
-        "--dtype", "bfloat16", "--device", "cpu", "--decode-chunk", 2, "--decode-overlap", 0, "-o", "a.mp4",
+        "--dtype", "float32", "--device", "cpu", "--decode-chunk", 2, "--decode-overlap", 0, "-o", "a.mp4",
     )  # fmt: skip
     assert code == 0, err
     expected = {
         "num_frames": 3, "fps": 11.5, "motion_bucket": 300.0, "augment": 0.2, "sampler": "heun",
         "schedule": "500,20,1", "guidance": "triangle:1:2", "s_churn": 1.0, "seed": 8, "fit": "pad",
-        "dtype": "bfloat16", "device": "cpu", "decode_chunk": 2, "decode_overlap": 0, "sigmas": [500, 20, 1, 0],
+        "dtype": "float32", "device": "cpu", "decode_chunk": 2, "decode_overlap": 0, "sigmas": [500, 20, 1, 0],
         "guidance_scales": [1, 2, 1], "vector_ids": [10.5, 300.0, 0.2],
     }  # fmt: skip
     manifest = read_manifest("a.json")
@@ -524,6 +524,14 @@ def test_a_size_of_the_wrong_multiple_names_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         choices.check_size(sampling, 8)
     assert caught.value.hint == "Use --size 96x8."
+
+
+def test_precision_is_that_of_the_device_or_as_asked() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choices.choose_dtype(cpu, None) == torch.float32
+    assert choices.choose_dtype(cuda, None) == torch.float16
+    for precision in choices.Precision:
+        assert choices.choose_dtype(cpu, precision) == getattr(torch, precision.value)
 
 
 def test_devices_that_are_absent_or_contradict(monkeypatch: pytest.MonkeyPatch) -> None:

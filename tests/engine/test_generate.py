@@ -31,7 +31,7 @@ from svdcli.errors import MachineError
 from svdcli.model.bundle import open_bundle
 from svdcli.model.vae import VAE
 
-WIDTH, HEIGHT, SEED = 48, 32, 7
+WIDTH, HEIGHT, SEED = 32, 16, 7
 CPU = torch.device("cpu")
 
 

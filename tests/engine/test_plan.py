@@ -156,9 +156,9 @@ reset()
 latents = denoise(residence, conditioning, [1], sampling)[0]
 measured = {"denoise": peak()}
 reset()
-decode(residence, latents[:4], 4, 0)
+decode(residence, latents, 16, 0)
 measured["decode"] = peak()
-plan = Planner(files, sampling, residence.device, residence.dtype, 4).plan("high", 1 << 40)
+plan = Planner(files, sampling, residence.device, residence.dtype, 16).plan("high", 1 << 40)
 print(json.dumps({name: [plan.stages[name] >> 20, measured[name] >> 20] for name in measured}))
 """
 
@@ -178,26 +178,26 @@ def test_the_prediction_holds_against_a_measured_peak(tmp_path: Path) -> None:
 
 
 def medium_bundle(path: Path) -> Path:
-    """Random weights of a size whose activations outweigh the libraries: 8 frames of 256×256."""
+    """Random weights of a size whose activations outweigh the libraries: 16 frames of 256×256."""
     from svdcli.model.image_encoder import ImageEncoder
     from svdcli.model.saving import part_of, save_bundle
     from svdcli.model.unet import UNet, UNetConfig
     from svdcli.model.vae import VAE, VAEConfig
 
     unet = UNetConfig(
-        block_out_channels=(64, 128), num_attention_heads=(2, 4), cross_attention_dim=32, layers_per_block=1,
+        block_out_channels=(32, 64), num_attention_heads=(1, 2), cross_attention_dim=32, layers_per_block=1,
         down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
         up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        addition_time_embed_dim=32, projection_class_embeddings_input_dim=96, num_frames=8,
+        addition_time_embed_dim=32, projection_class_embeddings_input_dim=96, num_frames=16,
     )  # fmt: skip
     vae = VAEConfig(
-        block_out_channels=(64, 128, 128), down_block_types=("DownEncoderBlock2D",) * 3, layers_per_block=1
+        block_out_channels=(32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3, layers_per_block=1
     )
     clip = {
         "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "image_size": 64, "patch_size": 32, "projection_dim": 32,
     }  # fmt: skip
     modules = {"unet": UNet(unet), "vae": VAE(vae), "image_encoder": ImageEncoder(clip)}
-    settings = Settings(num_frames=8, width=256, height=256)
+    settings = Settings(num_frames=16, width=256, height=256)
     save_bundle({part: part_of(network) for part, network in modules.items()}, path, settings)
     return path

@@ -26,8 +26,11 @@ from svdcli.model.unet import UNet
 GIB = 1 << 30
 RUNTIME_BYTES = {"cpu": 480 << 20, "cuda": 600 << 20, "mps": 500 << 20}
 """What the libraries take, before any weight is loaded."""
-TRANSFORMER_LIVE, RESNET_LIVE, DECODER_LIVE, ENCODER_LIVE = 11.0, 2.5, 3.1, 4.0
-"""Tensors alive at once: in a transformer, of its width; in resnets, of the input of the widest."""
+TRANSFORMER_LIVE, RESNET_LIVE, DECODER_LIVE, ENCODER_LIVE = 11.0, 2.5, 4.0, 4.0
+"""Tensors alive at once: in a transformer and in the autoencoder's first level, of that width; in the UNet's
+resnets, of the input of the widest."""
+PIXEL_LIVE = 15
+"""Channels of decoded pixels, on their way to bytes."""
 HEADROOM = 0.9
 """Share of the free memory that a plan may fill."""
 SMALL_CHUNK = 4
@@ -155,8 +158,9 @@ class Planner:
 
     @property
     def frame_live(self) -> int:
-        """Activations at the peak of the decoder, per frame: those of its last, widest resnet."""
-        return int(self.places * _second(self.widths) * DECODER_LIVE) * self.dtype.itemsize
+        """Activations at the peak of the decoder, per frame: of its last level, and the input of that."""
+        channels = DECODER_LIVE * self.widths[0] + _second(self.widths) + PIXEL_LIVE
+        return int(self.places * channels) * self.dtype.itemsize
 
     @property
     def encoder_live(self) -> int:
