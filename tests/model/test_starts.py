@@ -38,13 +38,15 @@ def textured(count: int, height: int = 48, width: int = 64) -> torch.Tensor:
     return (0.8 * up[0] + 0.2 * up[1]) * 2 - 1
 
 
+@pytest.mark.parametrize(("num", "width"), [(8, 64), (16, 96)])
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 3.0, 20.0, 700.0])
-def test_an_untrained_unet_denoises_towards_the_still_picture(sigma: float) -> None:
+def test_an_untrained_unet_denoises_towards_the_still_picture(sigma: float, num: int, width: int) -> None:
     torch.manual_seed(0)
-    unet, scaling_factor, variance = small_unet(), 1.3, 0.04
+    unet = small_unet(in_channels=2 * num, out_channels=num, block_out_channels=(width, 64))
+    scaling_factor, variance = 1.3, 0.04
     start_still(unet, scaling_factor)
-    picture = torch.randn(1, 1, 8, 8, 12)
-    x0 = picture + variance**0.5 * torch.randn(1, 3, 8, 8, 12)
+    picture = torch.randn(1, 1, num, 8, 12)
+    x0 = picture + variance**0.5 * torch.randn(1, 3, num, 8, 12)
     noise = torch.randn_like(x0)
     c = precondition(torch.tensor([sigma]))
     noisy = x0 + sigma * noise
@@ -61,7 +63,7 @@ def test_an_untrained_unet_denoises_towards_the_still_picture(sigma: float) -> N
 
 def test_a_still_start_needs_its_room() -> None:
     with pytest.raises(ValueError, match="norm group"):
-        start_still(small_unet(norm_num_groups=16), 1.0)
+        start_still(small_unet(norm_num_groups=16, out_channels=16, in_channels=32), 1.0)
 
 
 def test_an_untrained_autoencoder_is_the_principal_components_of_patches() -> None:
@@ -69,7 +71,7 @@ def test_an_untrained_autoencoder_is_the_principal_components_of_patches() -> No
     pixels = textured(6)
     config = VAEConfig(
         down_block_types=("DownEncoderBlock2D",) * 4,
-        block_out_channels=(32, 32, 32, 64),
+        block_out_channels=(32, 48, 48, 64),
         layers_per_block=1,
         latent_channels=8,
         norm_num_groups=8,

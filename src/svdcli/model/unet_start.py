@@ -11,6 +11,7 @@ norms as in `vae_start`.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -18,9 +19,9 @@ from svdcli.model.blocks import ResBlock
 from svdcli.model.unet import UNet
 from svdcli.model.vae_start import carry, set_bias
 
-PER_SIGNAL = 8
-"""Trunk channels a latent channel: the picture and its negative, the noisy clip and its negative, ballast twice, two free."""
-BALLAST, GATE_BALLAST = 2.0, 3.0
+PER_SIGNAL = 4
+"""Trunk channels a latent channel: the picture and its negative, the noisy clip and its negative. Each norm group adds two of ballast."""
+BALLAST, GATE_BALLAST = 3.0, 3.0
 PICTURE_GAIN, PICTURE_SHARE, GATE_GAIN = 1.05, 0.5, 2.4
 """−b at high noise, the share of the picture taken from the noisy clip before the gate, and g at low noise."""
 GATE_SLOPE, GATE_CENTRE = 4.2, -0.05
@@ -32,7 +33,7 @@ GATE_INPUT, GATE_SHARPNESS = 0.4, 4.0
 def start_still(unet: UNet, scaling_factor: float) -> None:
     """Set the weights of a fresh UNet. `scaling_factor` is the autoencoder's: the concat latents come unscaled.
 
-    Raises ValueError where the finest level has not eight channels a latent channel in a norm group of their own.
+    Raises ValueError where the norm groups of the finest level have no room, see `can_start_still`.
     """
     config = unet.config
     signals, width = config.out_channels, config.block_out_channels[0]
@@ -42,72 +43,99 @@ def start_still(unet: UNet, scaling_factor: float) -> None:
     final = f"up_blocks.{config.num_levels - 1}.resnets.{config.per_level('layers_per_block')[0]}"
     last = unet.get_submodule(f"{final}.spatial_res_block")
     assert isinstance(last, ResBlock) and last.conv_shortcut is not None
-    for k in range(signals):
-        at, skip = PER_SIGNAL * k, width + PER_SIGNAL * k
+    room = Room(signals, width, config.norm_num_groups)
+    for at in room.ballast():
+        carry(unet.conv_in, {at: {}, at + 1: {}})
+        set_bias(unet.conv_in, at, BALLAST, -BALLAST)
+        carry(last.conv_shortcut, {at: {width + at: 1.0}, at + 1: {width + at + 1: 1.0}})
+    gain = _set_gate(unet, last, room)
+    spread = room.divisor(2 + 2 * 0.5, BALLAST)
+    for k, at in enumerate(room.places()):
         picture, noisy = {signals + k: scaling_factor}, {k: 1.0}
         carry(unet.conv_in, {at: picture, at + 1: negative(picture), at + 2: noisy, at + 3: negative(noisy)})
-        carry(unet.conv_in, {at + 4: {}, at + 5: {}})
-        set_bias(unet.conv_in, at + 4, BALLAST, -BALLAST)
-        kept = {at + i: {skip + i: 1.0} for i in (0, 1, 4, 5)}
-        carry(last.conv_shortcut, kept | {at + 2: {}, at + 3: {}})
-    gain = _set_gate(unet, last, signals, width)
-    spread = math.sqrt((2 + 2 * 0.5 + 2 * BALLAST**2) / PER_SIGNAL)
-    for k in range(signals):
-        at = PER_SIGNAL * k
+        carry(last.conv_shortcut, {at + i: {width + at + i: 1.0} for i in (0, 1)} | {at + 2: {}, at + 3: {}})
         moving = {at: gain, at + 1: -gain}
         carry(last.conv2, {at + 2: moving, at + 3: negative(moving)})
         still = {at: -PICTURE_GAIN * spread, at + 1: PICTURE_GAIN * spread}
         carry(unet.conv_out, {k: still | {at + 2: spread, at + 3: -spread}})
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where things lie among the channels of the finest level: each norm group has some signals, then its ballast, then room."""
+
+    signals: int
+    width: int
+    groups: int
+
+    @property
+    def per_group(self) -> int:
+        """Signals in each group."""
+        return self.signals // self.groups
+
+    @property
+    def group(self) -> int:
+        """Channels of each group."""
+        return self.width // self.groups
+
+    def fits(self) -> bool:
+        """Whether each group has the room for its share."""
+        return self.signals % self.groups == 0 and PER_SIGNAL * self.per_group + 2 <= self.group
+
+    def places(self) -> list[int]:
+        """First channel of each signal."""
+        return [self.group * (k // self.per_group) + PER_SIGNAL * (k % self.per_group) for k in range(self.signals)]
+
+    def ballast(self) -> list[int]:
+        """First of each group's two channels of ballast."""
+        return [self.group * g + PER_SIGNAL * self.per_group for g in range(self.groups)]
+
+    def divisor(self, signal_power: float, ballast: float) -> float:
+        """What the norm divides by, for four channels of `signal_power` together and two of ballast."""
+        return math.sqrt((self.per_group * signal_power + 2 * ballast**2) / self.group)
+
+
 def can_start_still(unet: UNet) -> bool:
-    """Whether the finest level has the room for `start_still`."""
+    """Whether the finest level has the room for `start_still`.
+
+    Each norm group takes an equal share of the latent channels, at four channels a latent channel, and two of ballast.
+    """
     config = unet.config
-    group = config.block_out_channels[0] // config.norm_num_groups
-    return (
-        config.in_channels == 2 * config.out_channels
-        and config.norm_num_groups == config.out_channels
-        and group == PER_SIGNAL
-    )
+    room = Room(config.out_channels, config.block_out_channels[0], config.norm_num_groups)
+    return config.in_channels == 2 * config.out_channels and room.fits()
 
 
 def negative(inputs: dict[int, float]) -> dict[int, float]:
     return {channel: -gain for channel, gain in inputs.items()}
 
 
-def _set_gate(unet: UNet, block: ResBlock, signals: int, width: int) -> float:
+def _set_gate(unet: UNet, block: ResBlock, room: Room) -> float:
     """Make the last block pass the noisy clip at low noise and stop it at high; returns the gain that makes it g."""
-    wide = math.sqrt((4 + 4 + 4 * BALLAST**2) / (2 * PER_SIGNAL))  # the divisor of norm1, for unit signals
-    tall = math.sqrt(
-        (2 * GATE_INPUT**2 + 4 + 2 * GATE_BALLAST**2) / PER_SIGNAL
-    )  # that of norm2, at a shift of one
+    wide = room.divisor(4, BALLAST)  # of norm1, for unit signals
+    tall = room.divisor(2 * GATE_INPUT**2 + 4, GATE_BALLAST)  # of norm2, at a shift of one
+    scale, shift = wide * GATE_INPUT, GATE_SLOPE * tall / GATE_SHARPNESS
     _set_noise_level(unet)
     assert block.time_emb_proj is not None
-    for k in range(signals):
-        at, skip = PER_SIGNAL * k, width + PER_SIGNAL * k
-        scale = wide * GATE_INPUT
-        signal = {
-            skip + 2: scale,
-            skip + 3: -scale,
-            skip: -PICTURE_SHARE * scale,
-            skip + 1: PICTURE_SHARE * scale,
-        }
-        carry(block.conv1, {at: signal, at + 1: negative(signal)} | {at + i: {} for i in (2, 3, 4, 5)})
-        set_bias(block.conv1, at + 4, GATE_BALLAST, -GATE_BALLAST)
+
+    def set_shift(row: int, sign: float) -> None:
+        block.time_emb_proj.weight[row] = 0.0
+        block.time_emb_proj.weight[row, 0] = -sign * shift
+        block.time_emb_proj.weight[row, 1] = sign * shift
+        block.time_emb_proj.bias[row] = sign * shift * GATE_CENTRE
+
+    for at in room.ballast():
+        carry(block.conv1, {at: {}, at + 1: {}})
+        set_bias(block.conv1, at, GATE_BALLAST, -GATE_BALLAST)
+        set_shift(at, 0.0)
+        set_shift(at + 1, 0.0)
+    for at in room.places():
+        skip = room.width + at
+        share = PICTURE_SHARE * scale
+        signal = {skip + 2: scale, skip + 3: -scale, skip: -share, skip + 1: share}
+        carry(block.conv1, {at: signal, at + 1: negative(signal), at + 2: {}, at + 3: {}})
         block.norm2.weight[at : at + 2] = GATE_SHARPNESS
-        shift = GATE_SLOPE * tall / GATE_SHARPNESS
-        for row, sign in (
-            (at, 1.0),
-            (at + 1, 1.0),
-            (at + 2, -1.0),
-            (at + 3, -1.0),
-            (at + 4, 0.0),
-            (at + 5, 0.0),
-        ):
-            block.time_emb_proj.weight[row] = 0.0
-            block.time_emb_proj.weight[row, 0] = -sign * shift
-            block.time_emb_proj.weight[row, 1] = sign * shift
-            block.time_emb_proj.bias[row] = sign * shift * GATE_CENTRE
+        for i, sign in enumerate((1.0, 1.0, -1.0, -1.0)):
+            set_shift(at + i, sign)
     return GATE_GAIN * tall / (2 * GATE_SHARPNESS * GATE_INPUT)
 
 

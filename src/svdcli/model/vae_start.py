@@ -1,7 +1,8 @@
 """A start for training the autoencoder: the principal components of 8×8 patches, built into its convolutions.
 
 A random start spends its first thousand steps on finding what a linear analysis knows. Here the encoder begins as exactly that
-analysis, one component a latent channel, and the decoder as the mean colour of each patch; the residual blocks are silent and
+analysis, one component a latent channel, its deviation in proportion to the root of the component's (were all equal, diffusion would
+weigh fine detail like brightness; were they left alone, brightness would outweigh everything), and the decoder as the mean colour of each patch; the residual blocks are silent and
 learn the rest. Signals pass the norms and SiLUs unharmed as a pair: SiLU(x) − SiLU(−x) = x, beside a pair of constants that
 keeps the norm's divisor nearly the same for every picture.
 """
@@ -18,9 +19,11 @@ from svdcli.model.vae import VAE, VAEConfig
 
 INITIAL_LOG_VAR = -8.0
 """Log variance of the posterior: at 0 its noise would drown the latents for hundreds of steps."""
-SIGNAL, BALLAST = 0.5, 1.5
-"""Standard deviation of a signal before a norm, and the constant beside it."""
+SIGNAL, BALLAST = 0.5, 4.0
+"""Typical standard deviation of the signals before a norm, and the constant beside them."""
 PATCH = 8
+CELLS = 48
+"""Values in a 4×4 block of pixels, the largest that the encoder carries whole."""
 
 
 def patch_components(pixels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -47,15 +50,15 @@ def start_from_patches(vae: VAE, pixels: Tensor) -> None:
     num = vae.config.latent_channels
     _silence(vae)
     components, deviations = patch_components(pixels, num)
-    _set_encoder(vae, components, SIGNAL / deviations)
-    colours = components.mean(dim=(2, 3)) * deviations[:, None]
-    _set_decoder(vae, colours, pixels.mean(dim=(0, 2, 3)))
+    gains = SIGNAL / (deviations.mean() * deviations).sqrt()
+    _set_encoder(vae, components, gains)
+    _set_decoder(vae, components.mean(dim=(2, 3)) / gains[:, None], pixels.mean(dim=(0, 2, 3)))
 
 
 def can_start_from_patches(config: VAEConfig) -> bool:
     """Whether an autoencoder of this shape has the room for `start_from_patches`."""
     num, widths = config.latent_channels, config.block_out_channels
-    room = config.downscale == PATCH and widths[1] >= 4 * num and min(widths) >= 12 + num
+    room = config.downscale == PATCH and widths[1] >= CELLS and min(widths) >= 12 + num
     return room and widths[-1] >= max(4 * num, widths[-2] + 1)
 
 
@@ -116,20 +119,22 @@ def _set_encoder(vae: VAE, components: Tensor, gains: Tensor) -> None:
             for x in quarter:
                 halves.weight[4 * c + 2 * y + x] = 0.0
                 halves.weight[4 * c + 2 * y + x, c, y, x] = 1.0
-    # a component's part in a 4×4 block -> channel 4 k + 2 sy + sx
+    # those in a 4×4 block -> channel 12 (2 sy + sx) + 4 c + 2 y + x
     quarters = conv(encoder, "down_blocks.1.downsamplers.0.conv")
     # the component -> channel k
     whole = conv(encoder, "down_blocks.2.downsamplers.0.conv")
-    for k in range(num):
-        whole.weight[k] = 0.0
-        for sy in quarter:
-            for sx in quarter:
-                row, part = 4 * k + 2 * sy + sx, components[k, :, 4 * sy : 4 * sy + 4, 4 * sx : 4 * sx + 4]
-                cells = part.reshape(3, 2, 2, 2, 2).permute(0, 2, 4, 1, 3).reshape(12, 2, 2)
-                quarters.weight[row] = 0.0
-                quarters.weight[row, :12, :2, :2] = cells
-                whole.weight[k, row, sy, sx] = gains[k]
-    for level, carried in ((1, 12), (2, 4 * num)):
+    whole.weight[:num] = 0.0
+    for sy in quarter:
+        for sx in quarter:
+            first = 12 * (2 * sy + sx)
+            quarters.weight[first : first + 12] = 0.0
+            for cell in range(12):
+                quarters.weight[first + cell, cell, sy, sx] = 1.0
+            # (num, 3, block row, row, cell row, block column, column, cell column), of this 2×2 of cells in each 4×4 block
+            cells = components.reshape(num, 3, 2, 2, 2, 2, 2, 2)[:, :, :, sy, :, :, sx]
+            parts = cells.permute(0, 1, 3, 5, 2, 4).reshape(num, 12, 2, 2)
+            whole.weight[:num, first : first + 12, :2, :2] = parts * gains[:, None, None, None]
+    for level, carried in ((1, 12), (2, CELLS)):
         if vae.config.block_out_channels[level] != vae.config.block_out_channels[level - 1]:
             shortcut = conv(encoder, f"down_blocks.{level}.resnets.0.conv_shortcut")
             carry(shortcut, {i: {i: 1.0} for i in range(carried)})
@@ -145,14 +150,14 @@ def _set_encoder(vae: VAE, components: Tensor, gains: Tensor) -> None:
 
 
 def _set_decoder(vae: VAE, colours: Tensor, mean: Tensor) -> None:
-    """Colours (count, 3): the mean colour that one standard deviation of each component adds."""
+    """Colours (count, 3): the mean colour that a unit of each signal adds."""
     decoder, num = vae.decoder, len(colours)
     carry(decoder.conv_in, {k: {k: 1.0} for k in range(num)})
-    # the encoder's norm leaves a component of deviation SIGNAL at about this; measured once, near enough for a start
+    # what the encoder's norm divided the signals by, near enough for a start
     group = vae.config.block_out_channels[-1] // num
-    deviation = SIGNAL / ((2 * SIGNAL**2 + 2 * BALLAST**2) / group) ** 0.5
+    divisor = ((2 * SIGNAL**2 + 2 * BALLAST**2) / group) ** 0.5
     for c in range(3):
-        carry(decoder.conv_in, {num + c: {k: float(colours[k, c]) / deviation for k in range(num)}})
+        carry(decoder.conv_in, {num + c: {k: float(colours[k, c]) * divisor for k in range(num)}})
         set_bias(decoder.conv_in, num + c, float(mean[c]))
     same = {i: {i: 1.0} for i in range(num + 3)}
     widths = vae.config.block_out_channels[::-1]
