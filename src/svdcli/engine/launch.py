@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
+from typing import Any
+
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
 
+from svdcli.engine.recompute import blocks_of
 from svdcli.errors import MachineError
 from svdcli.recipe.recipe import Machine
 
@@ -13,25 +19,62 @@ from svdcli.recipe.recipe import Machine
 def launch(machine: Machine) -> Fabric:
     """A launched Fabric for this machine section; every further process reruns the command.
 
-    Raises MachineError where the devices are absent.
+    Under torchrun the processes are those that it started. Raises MachineError where the devices are absent.
     """
     check_machine(machine)
     if machine.num_threads:
         torch.set_num_threads(machine.num_threads)
-    many = machine.devices > 1 or machine.strategy == "ddp"
-    fabric = Fabric(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        # A step leaves weights unused: temporal layers on images, queries beside a single context token.
-        strategy=DDPStrategy(find_unused_parameters=True) if many else "auto",
-        precision=machine.precision,
-    )
+    devices, nodes = processes(machine)
+    try:
+        fabric = Fabric(
+            accelerator=machine.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=strategy(machine),
+            precision=machine.precision,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise MachineError(f"The processes cannot be set up: {error}", "See machine.devices and nodes.") from error
     fabric.launch()
     return fabric
 
 
+def processes(machine: Machine) -> tuple[int, int]:
+    """-> processes on each node, and nodes: torchrun's, where it started this one, else the recipe's."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        return local, int(os.environ["WORLD_SIZE"]) // local
+    return machine.devices, machine.nodes
+
+
+def is_first() -> bool:
+    """Whether this process is the first of those that run the command, as far as it can know before the launch."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((os.environ[name] == "0" for name in names if name in os.environ), True)
+
+
+def strategy(machine: Machine) -> Any:
+    """What Fabric is to run by, not yet set up."""
+    devices, nodes = processes(machine)
+    if machine.strategy == "fsdp":
+        return ModelParallelStrategy(_shard, data_parallel_size=devices * nodes, tensor_parallel_size=1)
+    if machine.strategy == "ddp" or devices * nodes > 1:
+        # A step leaves weights unused: temporal layers on images, queries beside a single context token.
+        return DDPStrategy(find_unused_parameters=True, gradient_as_bucket_view=True)
+    return "auto"
+
+
+def _shard(network: nn.Module, mesh: Any) -> nn.Module:
+    """Share a network out over the processes, block by block (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    for block in blocks_of(network):
+        fully_shard(block, mesh=mesh["data_parallel"])
+    return fully_shard(network, mesh=mesh["data_parallel"])
+
+
 def check_machine(machine: Machine) -> None:
-    """Raise MachineError unless this machine has the devices that the section asks for."""
+    """Raise MachineError unless this machine has the devices and packages that the section asks for."""
     kind, wanted = machine.accelerator, machine.devices
     if kind == "cuda" and not torch.cuda.is_available():
         raise MachineError(
@@ -46,6 +89,15 @@ def check_machine(machine: Machine) -> None:
         )
     if kind == "mps" and wanted > 1:
         raise MachineError("There is one MPS device, not several.", "Set machine.devices to 1.")
+    if machine.strategy == "deepspeed":
+        _check_deepspeed()
+
+
+def _check_deepspeed() -> None:
+    if find_spec("deepspeed") is None:
+        raise MachineError(
+            "machine.strategy is deepspeed, which is not installed.", "Set it to fsdp, or pip install deepspeed."
+        )
 
 
 def spread(accelerator: str, devices: int) -> Fabric:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from svdcli.data.frames import split_paths
 from svdcli.diffusion.guidance import parse_guidance
-from svdcli.engine.launch import check_machine
+from svdcli.engine.launch import check_machine, is_first
+from svdcli.engine.lock import require_free
 from svdcli.engine.state import CHECKPOINT, saved_run
 from svdcli.engine.tasks.parts import require_vae
 from svdcli.io.files import check_writable
@@ -33,7 +34,7 @@ class Start:
 def check(recipe: Recipe) -> Start:
     """-> where the run goes on from, or the SvdError that it would meet.
 
-    Looks at the machine, the run folder and its checkpoint, the dataset, the autoencoder, the bundle.
+    Looks at the machine, the run folder, who else trains there and its checkpoint, the dataset, the autoencoder, the bundle.
     """
     folder = recipe.run.folder
     saved, changes = saved_run(folder), list[str]()
@@ -50,6 +51,8 @@ def check(recipe: Recipe) -> Start:
     elif task.start is not None:
         require_vae(task.start)
     check_writable(folder / CHECKPOINT, parents=True)
+    if is_first():
+        require_free(folder)
     return Start(recipe, saved[0] if saved else 0, len(kept), len(apart), tuple(changes))
 
 

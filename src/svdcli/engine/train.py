@@ -7,10 +7,12 @@ two processes do what one does that accumulates two batches.
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,19 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 
+from svdcli.engine.ema import Averages
 from svdcli.engine.interrupts import Interrupts
 from svdcli.engine.launch import launch
+from svdcli.engine.lock import lock_run
+from svdcli.engine.optim import build_optimizer, freeze, hold_in_half, learning_rate, set_rate
 from svdcli.engine.preflight import check
-from svdcli.engine.state import CHECKPOINT, TrainState
+from svdcli.engine.recompute import recompute_blocks
+from svdcli.engine.shards import gathered
+from svdcli.engine.state import CHECKPOINT, TrainState, keep_checkpoint
 from svdcli.engine.tasks import Task, make_task
 from svdcli.errors import MachineError
 from svdcli.io.files import atomic_path
-from svdcli.recipe.recipe import Optim, Recipe
+from svdcli.recipe.recipe import Recipe
 
 Report = Callable[[int, dict[str, float]], None]
 Say = Callable[[str], None]
@@ -46,9 +53,12 @@ def train(recipe: Recipe, report: Report, say: Say = lambda text: None) -> Train
     folder = recipe.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * (recipe.run.minutes or math.inf)
-    with Interrupts() as interrupts:
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
         fabric = launch(recipe.machine)
         first = fabric.global_rank == 0
+        if first:
+            stack.enter_context(lock_run(folder))
         task, network, state = prepare(fabric, recipe)
         recipe_text = recipe.model_dump_json(indent=1)
         if first:
@@ -66,8 +76,8 @@ def train(recipe: Recipe, report: Report, say: Say = lambda text: None) -> Train
             report,
             lambda: interrupts.wished or time.monotonic() > deadline,
         )
-        if first:
-            state.save(folder, recipe_text)
+        save(fabric, state, recipe)
+        average = state.whole_average()
         fabric.barrier()  # a process that ends early takes the others with it
         interrupts.defer = False
         if not first:
@@ -76,21 +86,33 @@ def train(recipe: Recipe, report: Report, say: Say = lambda text: None) -> Train
             done = f"Step {state.step} of {recipe.run.num_steps} is saved in {folder / CHECKPOINT}"
             say(f"{done}; run the same command again to go on from there.")
             raise KeyboardInterrupt
-        task.export(state.average, folder, recipe_text)
+        task.export(average, folder, recipe_text)
     return state
 
 
 def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainState]:
     """-> the task, its network as Fabric wraps it, and the state, from the checkpoint if there is one."""
-    run, optim = recipe.run, recipe.optim
+    run, optim, machine = recipe.run, recipe.optim, recipe.machine
     torch.manual_seed(run.seed)
     with fabric.rank_zero_first():  # who fills the caches
         task = make_task(recipe, fabric.device, run.folder.parent / "cache")
+    freeze(task.network, optim.freeze)
+    sharded = machine.strategy == "fsdp"
+    if not sharded:  # which wants one precision
+        hold_in_half(task.network, machine.precision)
     channels_last(task.network)
-    trained = [p for p in task.network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
-    network, optimizer = fabric.setup(task.network, optimizer)
-    state = TrainState.start(task.network, optimizer, getattr(fabric.strategy.precision, "scaler", None))
+    recompute_blocks(task.network, machine.checkpoint_share)
+    averages = Averages(task.network, optim)  # before it is shared out
+    averages.module.to(fabric.device)
+    if machine.compile:
+        task.network.compile()
+    network = fabric.setup_module(task.network)
+    plain = copy.deepcopy(averages.module).cpu() if sharded and fabric.global_rank == 0 else None
+    if sharded:
+        fabric.setup_module(averages.module)
+    optimizer = fabric.setup_optimizers(build_optimizer(task.network, optim))
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    state = TrainState(task.network, averages, optimizer, scaler, plain=plain)
     if (run.folder / CHECKPOINT).exists():
         state.load(run.folder)
     return task, network, state
@@ -106,20 +128,31 @@ def fit(
     stop: Callable[[], bool],
 ) -> bool:
     """Steps up to the recipe's last, logged, evaluated, saved. True where `stop()` ended them before."""
-    run = recipe.run
+    run, first = recipe.run, fabric.global_rank == 0
     while state.step < run.num_steps:
         if agreed(fabric, stop()):
             return True
         figures = train_step(fabric, task, network, state, recipe)
-        if fabric.global_rank > 0:
-            continue
-        if state.step % run.evaluate_every == 0 or state.step == run.num_steps:
+        last = state.step == run.num_steps
+        if recipe.optim.ema == "power" and (last or state.step % recipe.optim.ema_snapshot_every == 0):
+            state.averages.snapshot(run.folder, state.step, write=first)
+        if (last or state.step % run.evaluate_every == 0) and (first or state.sharded):
             figures |= task.evaluate(state.average)
-        log(run.folder, state.step, figures)
-        report(state.step, figures)
+        if first:
+            log(run.folder, state.step, figures)
+            report(state.step, figures)
         if state.step % run.checkpoint_every == 0:
-            state.save(run.folder, recipe.model_dump_json(indent=1))
+            save(fabric, state, recipe)
     return False
+
+
+def save(fabric: Fabric, state: TrainState, recipe: Recipe) -> None:
+    """The checkpoint, written by the first process, and those before it as `run.keep` says."""
+    run, first = recipe.run, fabric.global_rank == 0
+    if first or state.sharded:
+        state.save(run.folder, recipe.model_dump_json(indent=1), write=first)
+    if first:
+        keep_checkpoint(run.folder, state.step, run.keep, run.keep_every)
 
 
 def agreed(fabric: Fabric, stop: bool) -> bool:
@@ -136,8 +169,7 @@ def train_step(
     """One step: `accumulate` batches, one clipped update, one update of the average."""
     started, run, optim = time.monotonic(), recipe.run, recipe.optim
     rate = learning_rate(optim, state.step, run.num_steps)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(state.optimizer, rate)
     total = 0.0
     for part in range(run.accumulate):
         seed = [run.seed, state.step, fabric.global_rank * run.accumulate + part, 0]
@@ -148,15 +180,17 @@ def train_step(
         total += loss.item() / run.accumulate
     norm = fabric.clip_gradients(network, state.optimizer, max_norm=optim.clip_norm, error_if_nonfinite=False)
     assert norm is not None
+    norm = gathered(norm)
     if not torch.isfinite(norm) and not _is_overflow(state):
+        what = "gradient" if math.isfinite(total) else "loss"
         raise MachineError(
-            f"The gradient of step {state.step} is not finite.",
+            f"The {what} of step {state.step} is not finite.",
             f"The last checkpoint in {run.folder} is good: lower optim.lr and run the same command again.",
         )
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    state.update_average(optim.ema_decay)
+    state.averages.update(state.network, state.step)
     seconds = time.monotonic() - started
     return {"loss": total, "grad_norm": norm.item(), "lr": rate, "seconds": seconds} | figures
 
@@ -164,14 +198,6 @@ def train_step(
 def _is_overflow(state: TrainState) -> bool:
     """In 16-mixed precision gradients overflow now and then: the scaler skips that update and scales down."""
     return state.scaler is not None and state.scaler.get_scale() > LEAST_SCALE
-
-
-def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
-    """Linear warm-up to `lr`, then a cosine to `final_lr` at the last step."""
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    progress = (step - optim.warmup_steps) / max(1, num_steps - optim.warmup_steps)
-    return optim.final_lr + 0.5 * (optim.lr - optim.final_lr) * (1 + math.cos(math.pi * progress))
 
 
 def channels_last(network: torch.nn.Module) -> None:

@@ -16,11 +16,15 @@ from svdcli.errors import RecipeError, UsageError
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+Width = Annotated[float, Field(gt=0.0, lt=0.288)]
+"""of a power average: 0.288 is that of the plain mean over the run"""
 FREE_ON_RESUME = ("run.minutes", "run.num_steps", "machine")
 """Keys that may change, without a word, when a run is resumed."""
 SAID_ON_RESUME = (
     "run.folder",
     "run.checkpoint_every",
+    "run.keep",
+    "run.keep_every",
     "run.evaluate_every",
     "optim",
     "data.source",
@@ -28,6 +32,8 @@ SAID_ON_RESUME = (
     "task.start",
 )
 """Keys that may change when a run is resumed, and are then named. All others began with the run and stay."""
+KEPT_ON_RESUME = ("optim.state", "optim.ema", "optim.ema_widths")
+"""Those of them that may not after all, since the checkpoint is made by them."""
 
 
 class Section(BaseModel):
@@ -167,17 +173,43 @@ class ImageToVideoTask(Section):
 
 
 class Optim(Section):
-    """AdamW, linear warm-up, cosine to `final_lr`."""
+    """AdamW: how fast which layers move, what it keeps in memory, and the average of the weights."""
 
     lr: Annotated[float, Field(gt=0)]
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """how the rate goes from `lr`, behind a linear warm-up, to `final_lr` at the last step; constant: not at all"""
     final_lr: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    spatial_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    """times the rate, for the layers that see one frame"""
+    temporal_lr_scale: Annotated[float, Field(gt=0)] = 1.0
+    """times the rate, for the layers that see many"""
+    freeze: Literal["none", "spatial", "temporal"] = "none"
+    """which layers stay as they are. In mixed precision the UNet's frozen matrices are held in the half precision
+    that a step computes in, so that they take half the memory and no gradient, moment or average"""
+    state: Literal["full", "8bit", "host"] = "full"
+    """Adam's two moments a weight: in float32, in eight bits each, or in float32 in the host's memory"""
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """gradients are scaled down to this norm"""
+    ema: Literal["exponential", "power"] = "exponential"
+    """which average of the weights is evaluated and exported: of the last steps alike however long the run is, or
+    of a share of all steps, with snapshots from which any other share is made afterwards (Karras et al. 2024)"""
     ema_decay: Momentum = 0.999
-    """decay a step of the averaged weights, which are what is exported; shorter at the start"""
+    """decay a step of the exponential average; shorter at the start"""
+    ema_widths: tuple[Width, Width] = (0.05, 0.1)
+    """standard deviations of the two power averages, as shares of the run; the second is evaluated and exported"""
+    ema_snapshot_every: Positive = 1000
+    """steps between the snapshots of the power averages"""
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Optim:
+        if self.schedule == "constant" and self.final_lr:
+            raise ValueError("final_lr has no meaning with the constant schedule; leave it out")
+        if self.ema_widths[0] == self.ema_widths[1]:
+            raise ValueError("ema_widths needs two different widths")
+        return self
 
 
 class Run(Section):
@@ -194,6 +226,10 @@ class Run(Section):
     minutes: Annotated[float, Field(gt=0)] | None = None
     """save and stop after this long, to be resumed by the same command"""
     checkpoint_every: Positive = 200
+    keep: Positive = 1
+    """how many of the last checkpoints stay"""
+    keep_every: Positive | None = None
+    """checkpoints at the multiples of so many steps stay for good"""
     evaluate_every: Positive = 200
 
 
@@ -202,10 +238,25 @@ class Machine(Section):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Positive = 1
-    strategy: Literal["auto", "ddp"] = "auto"
+    """in each node; under torchrun the number of its processes"""
+    nodes: Positive = 1
+    """machines; torchrun or SLURM starts the command on each"""
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
+    """auto: one device, or ddp on several; ddp: each device holds the whole model; fsdp: each a share of it"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    checkpoint: Literal["none", "blocks"] | Fraction = "none"
+    """of which blocks the activations are computed again for the gradients, instead of kept: none, all, or a share"""
+    compile: bool = False
+    """through torch.compile, which takes minutes at the start"""
     num_threads: Positive | None = None
     """CPU threads; absent: torch's own choice"""
+
+    @property
+    def checkpoint_share(self) -> float:
+        """`checkpoint` as a share of the blocks."""
+        if isinstance(self.checkpoint, str):
+            return 1.0 if self.checkpoint == "blocks" else 0.0
+        return self.checkpoint
 
 
 class Recipe(Section):
@@ -216,6 +267,18 @@ class Recipe(Section):
     optim: Optim
     run: Run
     machine: Machine = Machine()
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> Recipe:
+        strategy = self.machine.strategy
+        if strategy in ("fsdp", "deepspeed"):
+            if self.optim.state != "full":
+                raise ValueError(f"optim.state = {self.optim.state!r} needs machine.strategy auto or ddp")
+            if self.task.kind == "vae":
+                raise ValueError(f"an autoencoder is small: train it with ddp, not with {strategy}")
+            if self.machine.precision == "16-mixed":
+                raise ValueError(f"machine.strategy = {strategy!r} needs precision 32-true or bf16-mixed")
+        return self
 
     @model_validator(mode="after")
     def _check_size(self) -> Recipe:
@@ -330,7 +393,8 @@ def resume_recipe(saved: str, given: Recipe) -> tuple[Recipe, list[str]]:
     FREE_ON_RESUME come from `given`, those of SAID_ON_RESUME too, and are named. Raises RecipeError for any
     other difference.
     """
-    tree, now = json.loads(saved), given.model_dump(mode="json")
+    began_with = parse_recipe(json.loads(saved), "the recipe saved with the checkpoint")
+    tree, now = began_with.model_dump(mode="json"), given.model_dump(mode="json")
     for key in FREE_ON_RESUME:
         section, _, name = key.partition(".")
         if name:
@@ -343,7 +407,7 @@ def resume_recipe(saved: str, given: Recipe) -> tuple[Recipe, list[str]]:
             key, old = f"{section}.{name}", tree[section].get(name)
             if old == value:
                 continue
-            if not _covers(SAID_ON_RESUME, key):
+            if key in KEPT_ON_RESUME or not _covers(SAID_ON_RESUME, key):
                 began = f"The run in {given.run.folder} began with {key} = {json.dumps(old)}"
                 raise RecipeError(
                     f"{began}, not {json.dumps(value)}.",

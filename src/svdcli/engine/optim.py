@@ -1,0 +1,107 @@
+"""Which parameters train, at which rate, and by which AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svdcli.engine.adam import AdamW8bit, HostAdamW
+from svdcli.errors import RecipeError
+from svdcli.model.unet import UNet
+from svdcli.recipe.recipe import Optim
+
+TEMPORAL = (
+    "temporal_res_block",
+    "temporal_transformer_blocks",
+    "time_pos_embed",
+    "time_mixer",
+    "time_conv_out",
+)
+"""Modules that were added to the image model; at full size the UNet's hold 656,076,838 parameters."""
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def is_temporal(name: str) -> bool:
+    """Whether the parameter of that full name sees several frames."""
+    return any(part in TEMPORAL for part in name.split("."))
+
+
+# ---- what trains ---------------------------------------------------------------------------------------
+
+
+def freeze(network: nn.Module, which: str) -> None:
+    """Take spatial or temporal parameters out of training, beside those that the task froze.
+
+    Raises RecipeError where none is left.
+    """
+    for name, parameter in network.named_parameters():
+        if which == ("temporal" if is_temporal(name) else "spatial"):
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in network.parameters()):
+        raise RecipeError(f"optim.freeze = {which!r} leaves nothing to train.", "Set it to none.")
+
+
+def hold_in_half(network: nn.Module, precision: str) -> None:
+    """Hold the frozen matrices of UNets in the half precision that a mixed one computes in, and compute so always.
+
+    A step rounds every matrix to that precision anyhow, so that its gradients stay the same bit for bit. Vectors
+    stay float32. Does nothing in full precision.
+    """
+    dtype = HALF.get(precision)
+    for unet in network.modules():
+        if dtype is None or not isinstance(unet, UNet):
+            continue
+        frozen = [p for p in unet.parameters() if p.ndim >= 2 and not p.requires_grad]
+        for parameter in frozen:
+            parameter.data = parameter.data.to(dtype)
+        if frozen:
+            unet.forward = MethodType(_in_half(dtype), unet)  # type: ignore[method-assign]
+
+
+def _in_half(dtype: torch.dtype) -> Callable[..., Tensor]:
+    """UNet.forward for parameters of two precisions; also where no autocast surrounds it, as in evaluation."""
+
+    def forward(self: UNet, x: Tensor, *arguments: Any) -> Tensor:
+        with torch.autocast(x.device.type, dtype):
+            return UNet.forward(self, x, *arguments).to(x.dtype)
+
+    return forward
+
+
+# ---- how it trains -------------------------------------------------------------------------------------
+
+
+def build_optimizer(network: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """AdamW over what trains: a group for spatial and one for temporal parameters, each with its `lr_scale`."""
+    groups = []
+    for temporal, scale in ((False, optim.spatial_lr_scale), (True, optim.temporal_lr_scale)):
+        named = network.named_parameters()
+        params = [p for name, p in named if p.requires_grad and is_temporal(name) == temporal]
+        if params:
+            groups.append({"params": params, "lr_scale": scale})
+    if optim.state == "full":
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+    small = AdamW8bit if optim.state == "8bit" else HostAdamW
+    return small(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate, times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def learning_rate(optim: Optim, step: int, num_steps: int) -> float:
+    """Linear warm-up to `lr`, then by the schedule to `final_lr` at the last step."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    progress = (step - optim.warmup_steps) / max(1, num_steps - optim.warmup_steps)
+    left = 1 - progress if optim.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return optim.final_lr + (optim.lr - optim.final_lr) * left
