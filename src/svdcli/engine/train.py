@@ -98,9 +98,9 @@ def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainS
         task = make_task(recipe, fabric.device, run.folder.parent / "cache")
     freeze(task.network, optim.freeze)
     sharded = machine.strategy == "fsdp"
-    if not sharded:  # which wants one precision
+    if not sharded:  # which wants one precision, and plain memory
         hold_in_half(task.network, machine.precision)
-    channels_last(task.network)
+        channels_last(task.network)
     recompute_blocks(task.network, machine.checkpoint_share)
     averages = Averages(task.network, optim)  # before it is shared out
     averages.module.to(fabric.device)
