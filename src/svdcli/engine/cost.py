@@ -1,0 +1,129 @@
+"""What a step of a network costs, counted on tensors that have a shape and no numbers.
+
+The very modules run, forward and backward, so that frozen layers, recomputed blocks and autocast count as they
+are. Arithmetic is that of matrix products, convolutions and attention, two operations a multiplication.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one batch."""
+
+    forward_flops: float
+    step_flops: float
+    """forward, backward and what is computed again"""
+    activation_bytes: int
+    """most that is held at once beside weights, inputs and gradients of the weights"""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of all tensors made within it: `now`, and at most, `peak`."""
+
+    def __init__(self, known: list[Tensor]) -> None:
+        """`known` were there before, and do not count."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf.untyped_storage())
+        return out
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+class _AsOnDevice(TorchFunctionMode):
+    """Attention by the kernels that keep no N² matrix; with `on_gpu`, norms in float32, as CUDA's autocast does them."""
+
+    def __init__(self, on_gpu: bool) -> None:
+        super().__init__()
+        self.on_gpu = on_gpu
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, True)[0]
+        if self.on_gpu and func in (F.group_norm, F.layer_norm) and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs)
+        return func(*args, **kwargs)
+
+
+def count(
+    network: nn.Module,
+    run: Callable[[nn.Module], Tensor],
+    half: torch.dtype | None = None,
+    *,
+    on_gpu: bool = True,
+    backward: bool = True,
+) -> Cost:
+    """Cost of `run(network)`, which builds its inputs and calls the network, and of the gradients of what it returns.
+
+    The network lies on the meta device, and is emptied further: it is of no use after. `half`: autocast to it.
+    """
+    with FakeTensorMode():
+        _make_fake(network)
+        for parameter in network.parameters():
+            # The gradient of a weight is counted apart, and goes as soon as it has come.
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        known = [*network.parameters(), *network.buffers()]
+        autocast = torch.autocast("cpu", half) if half else nullcontext()
+        gradients = nullcontext() if backward else torch.no_grad()
+        with LiveBytes(known) as live, FlopCounterMode(display=False) as flops, _AsOnDevice(on_gpu):
+            with autocast, gradients:
+                out = run(network)
+            forward = float(flops.get_total_flops())
+            if backward:
+                out.float().square().mean().backward()
+        return Cost(forward, float(flops.get_total_flops()), live.peak)
+
+
+def _make_fake(network: nn.Module) -> None:
+    """Tensors of a network on the meta device become ones that know a real device, and are as empty."""
+    made: dict[int, Tensor] = {}
+    for owner in network.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    made[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                owner._parameters[name] = made[id(parameter)]  # type: ignore[assignment]
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
