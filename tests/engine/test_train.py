@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from svdcli.engine.launch import check_machine
+from svdcli.engine.optim import learning_rate
 from svdcli.engine.state import CHECKPOINT, TrainState, saved_run
 from svdcli.engine.tasks.vae import Autoencoder
-from svdcli.engine.optim import learning_rate
 from svdcli.engine.train import rewind_log, train
 from svdcli.errors import InputError, MachineError, RecipeError, UsageError
 from svdcli.recipe.recipe import Machine, Optim, Recipe
@@ -204,7 +204,9 @@ def test_a_gradient_that_is_not_finite_stops_and_harms_nothing(
     assert "optim.lr" in caught.value.hint
     state = torch.load(recipe.run.folder / CHECKPOINT)
     assert state["step"] == 2
-    assert all(v.isfinite().all() for v in [*state["network"].values(), *state["averages"]["module"].values()])
+    assert all(
+        v.isfinite().all() for v in [*state["network"].values(), *state["averages"]["module"].values()]
+    )
     steps: list[int] = []
     train(recipe, lambda step, figures: steps.append(step))
     assert steps == [3, 4, 5, 6]

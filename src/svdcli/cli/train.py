@@ -28,16 +28,24 @@ def train(
         float | None,
         typer.Option(help="Save and stop after this long; the same command goes on. (run.minutes)"),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it would cost: memory, arithmetic, days. Trains nothing.")
+    ] = False,
 ) -> None:
     """Train a model as a recipe says. The same command again resumes it where it stopped."""
-    from svdcli.engine.preflight import check
-    from svdcli.engine.state import CHECKPOINT
     from svdcli.recipe.recipe import load_recipe
 
     changes = list(set_ or [])
     if minutes is not None:
         changes.append(f"run.minutes={minutes}")
-    start = check(load_recipe(recipe, changes))
+    chosen = load_recipe(recipe, changes)
+    if plan:
+        _plan(chosen, recipe)
+        return
+    from svdcli.engine.preflight import check
+    from svdcli.engine.state import CHECKPOINT
+
+    start = check(chosen)
     _introduce(start)
     step, figures = _run(start)
 
@@ -59,6 +67,16 @@ def train(
     ]
     out.result(facts, lines)
     out.next(_next(start.recipe) if done else f"svd train {recipe}   (the same command, for the other steps)")
+
+
+def _plan(chosen: Recipe, path: Path) -> None:
+    """The cost on paper."""
+    from svdcli.cli.plan_table import plan_lines
+    from svdcli.engine.plan_training import plan_training
+
+    found = plan_training(chosen)
+    out.result(found.to_dict() | {"recipe": path}, plan_lines(found, chosen))
+    out.next(f"svd train {path}")
 
 
 def _introduce(start: Start) -> None:

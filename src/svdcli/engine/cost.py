@@ -7,16 +7,16 @@ are. Arithmetic is that of matrix products, convolutions and attention, two oper
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -65,23 +65,34 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class _AsOnDevice(TorchFunctionMode):
-    """Attention by the kernels that keep no N² matrix; with `on_gpu`, norms in float32, as CUDA's autocast does them."""
+@contextmanager
+def _as_on_device(on_gpu: bool) -> Iterator[None]:
+    """Attention by the kernels that keep no N² matrix; with `on_gpu`, norms in float32, as CUDA's autocast does them.
 
-    def __init__(self, on_gpu: bool) -> None:
-        super().__init__()
-        self.on_gpu = on_gpu
+    The functions themselves are changed meanwhile: a mode of torch's would not hold for what is computed again.
+    """
+    norms = {name: getattr(F, name) for name in ("group_norm", "layer_norm")}
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, True)[0]
-        if self.on_gpu and func in (F.group_norm, F.layer_norm) and torch.is_autocast_enabled("cpu"):
+    def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
+        q, k, v = (t.to(torch.get_autocast_dtype("cpu")) if _autocasts() else t for t in (q, k, v))
+        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]
+
+    def in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            if not _autocasts():
+                return norm(*args, **kwargs)
             with torch.autocast("cpu", enabled=False):
-                return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs)
-        return func(*args, **kwargs)
+                return norm(*(a.float() if isinstance(a, Tensor) else a for a in args), **kwargs)
+
+        return call
+
+    wanted = {name: in_float32(norm) for name, norm in norms.items()} if on_gpu else {}
+    with patch.multiple(F, scaled_dot_product_attention=attention, **wanted):
+        yield
+
+
+def _autocasts() -> bool:
+    return torch.is_autocast_enabled("cpu")
 
 
 def count(
@@ -105,7 +116,7 @@ def count(
         known = [*network.parameters(), *network.buffers()]
         autocast = torch.autocast("cpu", half) if half else nullcontext()
         gradients = nullcontext() if backward else torch.no_grad()
-        with LiveBytes(known) as live, FlopCounterMode(display=False) as flops, _AsOnDevice(on_gpu):
+        with LiveBytes(known) as live, FlopCounterMode(display=False) as flops, _as_on_device(on_gpu):
             with autocast, gradients:
                 out = run(network)
             forward = float(flops.get_total_flops())

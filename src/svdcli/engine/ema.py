@@ -99,7 +99,9 @@ def reconstruct(folder: Path, width: float, step: int | None = None) -> dict[str
     found = [row for row in found if row[0] <= last]
     if not any(s == last for s, _, _ in found):
         raise InputError(
-            f"{folder / SNAPSHOTS} holds no snapshot of step {last}." if step else f"{folder} holds no snapshots.",
+            f"{folder / SNAPSHOTS} holds no snapshot of step {last}."
+            if step
+            else f"{folder} holds no snapshots.",
             "Train with optim.ema=power, and see optim.ema_snapshot_every.",
         )
     steps, widths = np.array([s for s, _, _ in found]), np.array([w for _, w, _ in found])
@@ -135,14 +137,14 @@ def blend(
     times = steps.astype(np.float64)
     products = _product(times[:, None], gammas[:, None], times[None], gammas[None])
     wanted = _product(times, gammas, np.float64(at), np.float64(exponent(width)))
-    return np.linalg.lstsq(products, wanted, rcond=1e-13)[0]
+    return np.linalg.lstsq(products, wanted, rcond=1e-13)[0].astype(np.float64)
 
 
-def _product(t1: npt.ArrayLike, g1: npt.ArrayLike, t2: npt.ArrayLike, g2: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def _product(
+    t1: npt.ArrayLike, g1: npt.ArrayLike, t2: npt.ArrayLike, g2: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
     """∫ of two power functions' product: (γ + 1) τ^γ / t^(γ + 1) on [0, t], each with its own t and γ."""
     t1, g1, t2, g2 = (np.asarray(v, dtype=np.float64) for v in (t1, g1, t2, g2))
     shorter = np.minimum(t1, t2)
     falls = (shorter / t1) ** g1 * (shorter / t2) ** g2 * shorter / (t1 * t2)
     return (g1 + 1) * (g2 + 1) / (g1 + g2 + 1) * falls
-
-

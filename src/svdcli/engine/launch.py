@@ -34,7 +34,9 @@ def launch(machine: Machine) -> Fabric:
             precision=machine.precision,
         )
     except (ValueError, RuntimeError) as error:
-        raise MachineError(f"The processes cannot be set up: {error}", "See machine.devices and nodes.") from error
+        raise MachineError(
+            f"The processes cannot be set up: {error}", "See machine.devices and nodes."
+        ) from error
     fabric.launch()
     return fabric
 
@@ -70,7 +72,8 @@ def _shard(network: nn.Module, mesh: Any) -> nn.Module:
 
     for block in blocks_of(network):
         fully_shard(block, mesh=mesh["data_parallel"])
-    return fully_shard(network, mesh=mesh["data_parallel"])
+    fully_shard(network, mesh=mesh["data_parallel"])
+    return network
 
 
 def check_machine(machine: Machine) -> None:
@@ -96,7 +99,8 @@ def check_machine(machine: Machine) -> None:
 def _check_deepspeed() -> None:
     if find_spec("deepspeed") is None:
         raise MachineError(
-            "machine.strategy is deepspeed, which is not installed.", "Set it to fsdp, or pip install deepspeed."
+            "machine.strategy is deepspeed, which is not installed.",
+            "Set it to fsdp, or pip install deepspeed.",
         )
 
 

@@ -6,22 +6,23 @@ the file says whose it was, and counts for as long as that process lives.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
 from svdcli.errors import MachineError, UsageError
 
 try:
-    import fcntl
+    fcntl: Any = importlib.import_module("fcntl")
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 LOCK = ".lock"
 
@@ -36,7 +37,9 @@ def lock_run(folder: Path) -> Iterator[None]:
     try:
         file = open(path, "a+", encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another run.folder.") from error
+        raise UsageError(
+            f"{path} cannot be written: {error.strerror}.", "Choose another run.folder."
+        ) from error
     with file:
         if not _take(file):
             raise _held(folder)
@@ -86,7 +89,9 @@ def _lives(holder: dict[str, object]) -> bool:
         return False
     pid = holder.get("pid")
     here = holder.get("host") == socket.gethostname()
-    return not here or (pid != os.getpid() and isinstance(pid, int) and _started(pid) == holder.get("started"))
+    return not here or (
+        pid != os.getpid() and isinstance(pid, int) and _started(pid) == holder.get("started")
+    )
 
 
 def _started(pid: int) -> float | None:

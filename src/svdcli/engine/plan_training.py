@@ -80,7 +80,8 @@ class TrainingPlan:
         return sum(self.memory.values())
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"memory_total": self.memory_total, "utilisation": UTILISATION}
+        gpus = [g | {"days": {str(n): d for n, d in g["days"].items()}} for g in asdict(self)["gpus"]]
+        return asdict(self) | {"gpus": gpus, "memory_total": self.memory_total, "utilisation": UTILISATION}
 
 
 def plan_training(recipe: Recipe) -> TrainingPlan:
@@ -89,7 +90,9 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
     devices, nodes = processes(recipe.machine)
     costs = {length: _cost(recipe, length) for length in sorted(set(lengths))}
     forward = sum(costs[length].forward_flops for length in lengths) / len(lengths)
-    step = sum(costs[length].step_flops for length in lengths) / len(lengths) * run.accumulate * devices * nodes
+    step = (
+        sum(costs[length].step_flops for length in lengths) / len(lengths) * run.accumulate * devices * nodes
+    )
     longest = sketch(recipe, max(lengths))
     _prepare(longest, recipe)
     memory, host = memory_parts(longest.trained.network, recipe, devices * nodes)
@@ -137,7 +140,9 @@ def _cost(recipe: Recipe, num_frames: int) -> Cost:
     )
 
 
-def memory_parts(network: nn.Module, recipe: Recipe, num_devices: int) -> tuple[dict[str, int], dict[str, int]]:
+def memory_parts(
+    network: nn.Module, recipe: Recipe, num_devices: int
+) -> tuple[dict[str, int], dict[str, int]]:
     """What a network, prepared for training, takes before the first activation: bytes on the device, on the host."""
     optim, strategy = recipe.optim, recipe.machine.strategy
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -148,7 +153,9 @@ def memory_parts(network: nn.Module, recipe: Recipe, num_devices: int) -> tuple[
     device = {
         "weights": _bytes(network) // sharded,
         "gradients": 4 * numbers // sharded,
-        "optimizer": 0 if optim.state == "host" else moments // (num_devices if strategy == "deepspeed" else sharded),
+        "optimizer": 0
+        if optim.state == "host"
+        else moments // (num_devices if strategy == "deepspeed" else sharded),
         "averages": 4 * numbers * averages // sharded,
     }
     if sharded > 1:  # two blocks at a time are whole, and what lies in none
@@ -184,5 +191,3 @@ def _on(gpu: GPU, flops: float, memory: int, recipe: Recipe, num_devices: int) -
     seconds = flops / (gpu.tflops * 1e12 * UTILISATION * (1.0 if half else 0.5))
     days = {n: seconds / 86400 / n for n in sorted({*COUNTS, num_devices})}
     return OnGPU(gpu.name, memory <= ROOM * gpu.memory_gib * 2**30, days)
-
-

@@ -111,6 +111,7 @@ def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainS
     if sharded:
         fabric.setup_module(averages.module)
     optimizer = fabric.setup_optimizers(build_optimizer(task.network, optim))
+    assert isinstance(optimizer, torch.optim.Optimizer)  # one in, one out
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     state = TrainState(task.network, averages, optimizer, scaler, plain=plain)
     if (run.folder / CHECKPOINT).exists():

@@ -47,7 +47,9 @@ def sketch(recipe: Recipe, num_frames: int) -> Sketch:
     """A batch of clips of that many frames. Raises RecipeError for a task that cannot be put on paper yet."""
     kind = recipe.task.kind
     if kind not in SKETCHES:
-        raise RecipeError(f"There is no plan for tasks of kind {kind} yet.", f"Known are {', '.join(SKETCHES)}.")
+        raise RecipeError(
+            f"There is no plan for tasks of kind {kind} yet.", f"Known are {', '.join(SKETCHES)}."
+        )
     with torch.device("meta"):
         return SKETCHES[kind](recipe, num_frames)
 
@@ -99,7 +101,9 @@ def _i2v(recipe: Recipe, num_frames: int) -> Sketch:
         ones = (torch.empty(batch) for _ in range(3))
         x = torch.empty(batch, num_frames, channels, *size)
         clip = Batch(x, torch.empty(batch, 3, data.height, data.width), *ones)
-        return network(x, torch.empty(batch), clip, torch.empty(batch, channels, *size), torch.empty(batch, 2))
+        return network(
+            x, torch.empty(batch), clip, torch.empty(batch, channels, *size), torch.empty(batch, 2)
+        )
 
     def encode(network: nn.Module) -> Tensor:
         assert isinstance(network, VAE)
@@ -121,7 +125,9 @@ SKETCHES: dict[str, Callable[[Recipe, int], Sketch]] = {"vae": _vae, "i2v": _i2v
 def vae_config(source: Path) -> VAEConfig:
     """Of the autoencoder that lies there, or else SVD's."""
     file = source / "vae" / "config.json"
-    return VAEConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else VAEConfig()
+    return (
+        VAEConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else VAEConfig()
+    )
 
 
 def _bundle_networks(task: ImageToVideoTask) -> tuple[Any, Any] | None:
