@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Cost:
     """most that is held at once beside weights, inputs and gradients of the weights"""
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the memory of all tensors made within it: `now`, and at most, `peak`."""
+class Meter(TorchDispatchMode):
+    """Counts the bytes of all tensors made within it, `now` and at most (`peak`), and the operations (`flops`)."""
 
     def __init__(self, known: list[Tensor]) -> None:
         """`known` were there before, and do not count."""
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(
@@ -49,6 +49,9 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf.untyped_storage())
+        counted = flop_registry.get(func._overloadpacket)
+        if counted is not None:
+            self.flops += counted(*args, **(kwargs or {}), out_val=out)
         return out
 
     def _see(self, storage: torch.UntypedStorage) -> None:
@@ -116,13 +119,13 @@ def count(
         known = [*network.parameters(), *network.buffers()]
         autocast = torch.autocast("cpu", half) if half else nullcontext()
         gradients = nullcontext() if backward else torch.no_grad()
-        with LiveBytes(known) as live, FlopCounterMode(display=False) as flops, _as_on_device(on_gpu):
+        with Meter(known) as meter, _as_on_device(on_gpu):
             with autocast, gradients:
                 out = run(network)
-            forward = float(flops.get_total_flops())
+            forward = float(meter.flops)
             if backward:
                 out.float().square().mean().backward()
-        return Cost(forward, float(flops.get_total_flops()), live.peak)
+        return Cost(forward, float(meter.flops), meter.peak)
 
 
 def _make_fake(network: nn.Module) -> None:
