@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -62,3 +64,13 @@ def recipe_in(footage: Path) -> MakeRecipe:
 def make_recipe(recipe_in: MakeRecipe, tmp_path: Path) -> MakeRecipe:
     """`recipe_in` the test's own folder."""
     return lambda *args, **kwargs: recipe_in(tmp_path / "runs" / "a", *args, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def toy() -> ModuleType:
+    """The module toy.py beside this file."""
+    spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import MethodType
 from typing import Any
 
@@ -46,28 +47,33 @@ def freeze(network: nn.Module, which: str) -> None:
         raise RecipeError(f"optim.freeze = {which!r} leaves nothing to train.", "Set it to none.")
 
 
-def hold_in_half(network: nn.Module, precision: str) -> None:
+def settle_frozen(network: nn.Module, precision: str) -> None:
     """Hold the frozen matrices of UNets in the half precision that a mixed one computes in, and compute so always.
 
-    A step rounds every matrix to that precision anyhow, so that its gradients stay the same bit for bit. Vectors
-    stay float32. Does nothing in full precision.
+    A step rounds these matrices to that precision anyhow, so that its gradients stay the same bit for bit. Vectors
+    stay float32, and in full precision all do.
     """
     dtype = HALF.get(precision)
     for unet in network.modules():
-        if dtype is None or not isinstance(unet, UNet):
+        if not isinstance(unet, UNet) or all(p.requires_grad for p in unet.parameters()):
             continue
-        frozen = [p for p in unet.parameters() if p.ndim >= 2 and not p.requires_grad]
-        for parameter in frozen:
-            parameter.data = parameter.data.to(dtype)
-        if frozen:
-            unet.forward = MethodType(_in_half(dtype), unet)  # type: ignore[method-assign]
+        for name, parameter in unet.named_parameters():
+            # The last convolution over time is multiplied by its gain first, in float32.
+            gained = name.endswith("temporal_res_block.conv2.weight")
+            if dtype and parameter.ndim >= 2 and not parameter.requires_grad and not gained:
+                parameter.data = parameter.data.to(dtype)
+        unet.forward = MethodType(_partly_frozen(dtype), unet)  # type: ignore[method-assign]
 
 
-def _in_half(dtype: torch.dtype) -> Callable[..., Tensor]:
+def _partly_frozen(dtype: torch.dtype | None) -> Callable[..., Tensor]:
     """UNet.forward for parameters of two precisions; also where no autocast surrounds it, as in evaluation."""
 
     def forward(self: UNet, x: Tensor, *arguments: Any) -> Tensor:
-        with torch.autocast(x.device.type, dtype):
+        if x.device.type == "cpu" and torch.is_grad_enabled():
+            # torch (2.13) on a CPU dies in the gradient of a GroupNorm that trains, in channels-last memory, and
+            # whose input needs none. So the input needs one, and the first frozen layers hand it through.
+            x = x.detach().requires_grad_()
+        with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
             return UNet.forward(self, x, *arguments).to(x.dtype)
 
     return forward

@@ -10,7 +10,7 @@ from torch import nn
 from svdcli.engine.adam import BLOCK, SMALLEST
 from svdcli.engine.cost import Cost, count
 from svdcli.engine.launch import processes
-from svdcli.engine.optim import HALF, freeze, hold_in_half, is_temporal
+from svdcli.engine.optim import HALF, freeze, is_temporal, settle_frozen
 from svdcli.engine.recompute import blocks_of, recompute_blocks
 from svdcli.engine.tasks.sketches import Sketch, clip_lengths, sketch
 from svdcli.recipe.recipe import Recipe
@@ -121,8 +121,7 @@ def _prepare(drawn: Sketch, recipe: Recipe) -> nn.Module:
     """The trained network as `train.prepare` makes it."""
     network = drawn.trained.network
     freeze(network, recipe.optim.freeze)
-    if recipe.machine.strategy != "fsdp":
-        hold_in_half(network, recipe.machine.precision)
+    settle_frozen(network, "32-true" if recipe.machine.strategy == "fsdp" else recipe.machine.precision)
     recompute_blocks(network, recipe.machine.checkpoint_share)
     return network
 

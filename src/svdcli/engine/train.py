@@ -24,7 +24,7 @@ from svdcli.engine.ema import Averages
 from svdcli.engine.interrupts import Interrupts
 from svdcli.engine.launch import launch
 from svdcli.engine.lock import lock_run
-from svdcli.engine.optim import build_optimizer, freeze, hold_in_half, learning_rate, set_rate
+from svdcli.engine.optim import build_optimizer, freeze, learning_rate, set_rate, settle_frozen
 from svdcli.engine.preflight import check
 from svdcli.engine.recompute import recompute_blocks
 from svdcli.engine.shards import gathered
@@ -98,8 +98,8 @@ def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainS
         task = make_task(recipe, fabric.device, run.folder.parent / "cache")
     freeze(task.network, optim.freeze)
     sharded = machine.strategy == "fsdp"
-    if not sharded:  # which wants one precision, and plain memory
-        hold_in_half(task.network, machine.precision)
+    settle_frozen(task.network, "32-true" if sharded else machine.precision)  # sharding wants one precision
+    if not sharded:  # ... and plain memory
         channels_last(task.network)
     recompute_blocks(task.network, machine.checkpoint_share)
     averages = Averages(task.network, optim)  # before it is shared out
