@@ -144,3 +144,14 @@ def test_what_is_wrong_is_said_in_two_lines(
 def test_relative_paths_are_explained(run: Run, tmp_path: Path) -> None:
     stderr = run("--set", "data.source=none")[2]
     assert f"a relative path starts at {tmp_path}" in stderr
+
+
+def test_plan_says_what_it_would_cost_and_trains_nothing(run: Run, tmp_path: Path) -> None:
+    code, stdout, stderr = run("--plan", "--set", "data.source=none")
+    assert code == 0, stderr
+    for said in ("parameters", "memory of a device", "optimizer", "RTX 4090", "days on 384", "assumption"):
+        assert said in stdout
+    facts = json.loads(run("--plan", "--json")[1])
+    assert facts["memory_total"] == sum(facts["memory"].values()) and facts["parameters"]["temporal"] > 0
+    assert {"8", "384"} <= set(facts["gpus"][0]["days"])
+    assert not (tmp_path / "runs").exists()

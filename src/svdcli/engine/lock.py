@@ -107,5 +107,5 @@ def _held(folder: Path) -> MachineError:
     who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
     return MachineError(
         f"{who[0].upper()}{who[1:]} trains in {folder} at this moment.",
-        "Wait for it or end it, or choose another run.folder.",
+        f"Wait for it or end it, or choose another run.folder. If it has ended already, delete {folder / LOCK}.",
     )
