@@ -90,10 +90,49 @@ def test_the_decoder_alone_leaves_the_latents(autoencoder: Callable[..., Autoenc
     assert torch.equal(task.network.vae.encode(pixels), before)
 
 
+def test_each_side_of_an_adversarial_loss_trains_its_own(autoencoder: Callable[..., Autoencoder]) -> None:
+    plain, adversarial = autoencoder(), autoencoder({"task.adversarial_weight": 0.5})
+    pixels = plain.batch([0, 0, 0, 0])
+
+    def gradients(task: Autoencoder) -> dict[str, torch.Tensor]:
+        loss, _ = task.loss(task.network, pixels, torch.Generator().manual_seed(0))
+        loss.backward()
+        return {name: p.grad for name, p in task.network.named_parameters() if p.grad is not None}
+
+    without, with_ = gradients(plain), gradients(adversarial)
+    assert any(not torch.equal(without[name], with_[name]) for name in without)
+    out, _, _, scores = adversarial.network(pixels, torch.zeros(2, 1, 2, 8, 8))
+    assert scores is not None
+    own, judged = scores.losses()
+    parts = (
+        list(adversarial.network.vae.decoder.parameters()),
+        list(adversarial.network.discriminator.parameters()),
+    )  # type: ignore[union-attr]
+    reaches = [
+        [torch.autograd.grad(loss, part, retain_graph=True, allow_unused=True) for part in parts]
+        for loss in (own, judged)
+    ]
+    touched = [[any(g is not None and g.abs().sum() > 0 for g in part) for part in of] for of in reaches]
+    assert touched == [[False, True], [True, False]]
+
+
+def test_a_perceptual_loss_is_added_and_measured(autoencoder: Callable[..., Autoencoder]) -> None:
+    pytest.importorskip(
+        "stlpips_pytorch", reason="the weights are not installed: pip install 'svdcli[perceptual]'"
+    )
+    task = autoencoder({"task.perceptual_weight": 2.0})
+    plain = autoencoder()
+    pixels = task.batch([0, 0, 0, 0])
+    loss, figures = task.loss(task.network, pixels, torch.Generator().manual_seed(0))
+    without, _ = plain.loss(plain.network, pixels, torch.Generator().manual_seed(0))
+    assert figures["perceptual"] > 0
+    assert loss.item() - without.item() == pytest.approx(2 * figures["perceptual"], rel=1e-4)
+
+
 def test_a_four_level_autoencoder_begins_with_the_components_of_patches(
     autoencoder: Callable[..., Autoencoder],
 ) -> None:
-    shapes = ([16, 16, 16, 32], [16] * 4, [12] * 4)  # the others begin at random
+    shapes = ([16, 48, 48, 64], [16] * 4, [12] * 4)  # the others begin at random
     tasks = [autoencoder({"task.block_out_channels": shape, "task.latent_channels": 4}) for shape in shapes]
     scores = [task.evaluate(task.network)["held_out_psnr_db"] for task in tasks]
     assert scores[0] > max(scores[1:]) + 1

@@ -12,6 +12,7 @@ from svdcli.engine.state import CHECKPOINT, saved_run
 from svdcli.engine.tasks.parts import require_vae
 from svdcli.io.files import check_writable
 from svdcli.model.bundle import open_bundle
+from svdcli.model.perceptual import perceptual_weights
 from svdcli.recipe.recipe import ImageToVideoTask, Recipe, resume_recipe
 
 
@@ -47,8 +48,11 @@ def check(recipe: Recipe) -> Start:
         parse_guidance(task.guidance, max(task.num_frames))
         if task.start is not None:
             open_bundle(_as_path(task.start)).require_task("i2v")
-    elif task.start is not None:
-        require_vae(task.start)
+    else:
+        if task.start is not None:
+            require_vae(task.start)
+        if task.perceptual_weight:
+            perceptual_weights()
     check_writable(folder / CHECKPOINT, parents=True)
     return Start(recipe, saved[0] if saved else 0, len(kept), len(apart), tuple(changes))
 

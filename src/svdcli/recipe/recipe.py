@@ -79,6 +79,10 @@ class VAETask(Section):
     """weight of the KL divergence, in nats a latent, beside the reconstruction"""
     gradient_weight: Annotated[float, Field(ge=0)] = 0.0
     """weight of the L1 error of finite differences, which keeps edges"""
+    perceptual_weight: Annotated[float, Field(ge=0)] = 0.0
+    """weight of the perceptual distance (shift-tolerant LPIPS); needs the extra `perceptual`"""
+    adversarial_weight: Annotated[float, Field(ge=0)] = 0.0
+    """weight of the verdict of a patch-wise temporal discriminator, trained beside the autoencoder"""
 
     @property
     def downscale(self) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from svdcli.data.frames import FrameSet, split_frames
 from svdcli.engine.latents import encode_frames, to_pixels
@@ -15,6 +17,8 @@ from svdcli.engine.tasks import data_notes
 from svdcli.engine.tasks.parts import load_vae, require_same, save_vae
 from svdcli.errors import InputError
 from svdcli.model.blocks import ResBlock, TemporalResBlock
+from svdcli.model.discriminator import PatchDiscriminator
+from svdcli.model.perceptual import load_perceptual
 from svdcli.model.vae import VAE, VAEConfig
 from svdcli.model.vae_start import can_start_from_patches, start_from_patches
 from svdcli.recipe.recipe import Data, VAETask
@@ -26,17 +30,42 @@ START_FRAMES = 64
 
 
 class Reconstruction(nn.Module):
-    """The autoencoder as one forward pass, so that a wrapped module sees the whole of training."""
+    """The autoencoder as one forward pass, so that a wrapped module sees the whole of training.
 
-    def __init__(self, vae: VAE) -> None:
+    With a discriminator where the task is adversarial; its weights are trained, averaged and saved with the rest.
+    """
+
+    def __init__(self, vae: VAE, discriminator: PatchDiscriminator | None) -> None:
         super().__init__()
-        self.vae = vae
+        self.vae, self.discriminator = vae, discriminator
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (B, T, 3, H, W), noise like the latents -> reconstruction, posterior mean, log variance."""
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Scores | None]:
+        """Pixels (B, T, 3, H, W), noise like the latents -> reconstruction, posterior mean, log variance, scores."""
         mean, log_var = self.vae.moments(pixels)
         sample = mean + (0.5 * log_var).exp() * noise
-        return self.vae.decode(sample, as_images=pixels.shape[1] == 1), mean, log_var
+        out = self.vae.decode(sample, as_images=pixels.shape[1] == 1)
+        return out, mean, log_var, self.discriminator and self._scores(pixels, out)
+
+    def _scores(self, pixels: Tensor, out: Tensor) -> Scores:
+        """One optimizer trains both sides: each sees the other as a constant."""
+        assert self.discriminator is not None
+        both = self.discriminator(torch.cat([pixels, out.detach()]))
+        real, fake = both.chunk(2)
+        frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        frozen |= {name: b.clone() for name, b in self.discriminator.named_buffers()}
+        return Scores(real, fake, functional_call(self.discriminator, frozen, (out,)))
+
+
+class Scores(NamedTuple):
+    """What the discriminator says: of the real clips and the made ones, for its own training; of the made ones, for the decoder's."""
+
+    real: Tensor
+    fake: Tensor
+    judged: Tensor
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """Hinge losses of discriminator and decoder (Lim and Ye 2017, 1705.02894)."""
+        return (1 - self.real).relu().mean() + (1 + self.fake).relu().mean(), -self.judged.mean()
 
 
 class Autoencoder:
@@ -70,7 +99,8 @@ class Autoencoder:
         if task.train == "decoder":
             vae.encoder.requires_grad_(False)
             vae.quant_conv.requires_grad_(False)
-        self.network = Reconstruction(vae)
+        self.network = Reconstruction(vae, PatchDiscriminator() if task.adversarial_weight else None)
+        self.perceptual = load_perceptual().to(device) if task.perceptual_weight else None
 
     def _begin(self, vae: VAE) -> None:
         """Give a new autoencoder its weights: the components of patches where its shape takes them, else random."""
@@ -93,13 +123,22 @@ class Autoencoder:
         config = self.network.vae.config
         shape = (*batch.shape[:2], config.latent_channels, *(s // config.downscale for s in batch.shape[-2:]))
         noise = torch.randn(shape, generator=generator).to(batch)
-        out, mean, log_var = network(batch, noise)
+        out, mean, log_var, scores = network(batch, noise)
         error = out - batch
         l1, mse = error.abs().mean(), error.square().mean()
         kl = 0.5 * (mean.square() + log_var.exp() - 1.0 - log_var).mean()
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         loss = l1 + self.task.gradient_weight * edges + self.task.kl_weight * kl
-        return loss, {"l1": l1.item(), "psnr_db": psnr_db(mse.item()), "kl": kl.item()}
+        figures = {"l1": l1.item(), "psnr_db": psnr_db(mse.item()), "kl": kl.item()}
+        if self.perceptual is not None:
+            distance = self.perceptual(out.flatten(0, 1), batch.flatten(0, 1)).mean()
+            loss = loss + self.task.perceptual_weight * distance
+            figures["perceptual"] = distance.item()
+        if scores is not None:
+            own, adversarial = scores.losses()
+            loss = loss + own + self.task.adversarial_weight * adversarial
+            figures |= {"discriminator": own.item(), "adversarial": adversarial.item()}
+        return loss, figures
 
     def notes(self) -> list[str]:
         return data_notes(self.train_set, self.held_out)
