@@ -44,20 +44,20 @@ class Reconstruction(nn.Module):
         mean, log_var = self.vae.moments(pixels)
         sample = mean + (0.5 * log_var).exp() * noise
         out = self.vae.decode(sample, as_images=pixels.shape[1] == 1)
-        return out, mean, log_var, self.discriminator and self._scores(pixels, out)
+        scores = self._scores(self.discriminator, pixels, out) if self.discriminator is not None else None
+        return out, mean, log_var, scores
 
-    def _scores(self, pixels: Tensor, out: Tensor) -> Scores:
+    @staticmethod
+    def _scores(discriminator: PatchDiscriminator, pixels: Tensor, out: Tensor) -> Scores:
         """One optimizer trains both sides: each sees the other as a constant."""
-        assert self.discriminator is not None
-        both = self.discriminator(torch.cat([pixels, out.detach()]))
-        real, fake = both.chunk(2)
-        frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        frozen |= {name: b.clone() for name, b in self.discriminator.named_buffers()}
-        return Scores(real, fake, functional_call(self.discriminator, frozen, (out,)))
+        real, fake = discriminator(torch.cat([pixels, out.detach()])).chunk(2)
+        frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
+        frozen |= {name: b.clone() for name, b in discriminator.named_buffers()}
+        return Scores(real, fake, functional_call(discriminator, frozen, (out,)))
 
 
 class Scores(NamedTuple):
-    """What the discriminator says: of the real clips and the made ones, for its own training; of the made ones, for the decoder's."""
+    """What the discriminator says of clips: of real and made ones, for its own training; of the made ones, for the decoder's."""
 
     real: Tensor
     fake: Tensor
