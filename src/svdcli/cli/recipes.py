@@ -131,7 +131,8 @@ def shipped_recipes() -> dict[str, Path]:
     from svdcli.shipped import shipped_path
 
     home = shipped_path("recipes")
-    return {path.relative_to(home).with_suffix("").as_posix(): path for path in sorted(home.rglob("*.toml"))}
+    named = {path.relative_to(home).with_suffix("").as_posix(): path for path in home.rglob("*.toml")}
+    return dict(sorted(named.items()))
 
 
 def find_recipe(given: str) -> Found:
