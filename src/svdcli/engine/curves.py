@@ -15,6 +15,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 WIDTH, HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 46, 30
 MOST_POINTS = 400
+FEW = 24
+"""points up to which each is marked"""
 LOG_RANGE = 20.0
 """values that span more than this factor are drawn on a logarithmic axis"""
 
@@ -30,8 +32,10 @@ class Line:
     """drawn thin behind the others, without a name"""
 
 
-def chart(title: str, lines: Sequence[Line]) -> str:
+def chart(title: str, lines: Sequence[Line], log: bool = True) -> str:
     """An SVG of WIDTH × HEIGHT with axes, ticks and a legend; values that are not finite are left out.
+
+    `log` allows a logarithmic axis where the values span more than LOG_RANGE.
 
     "" where nothing is left to draw.
     """
@@ -41,7 +45,7 @@ def chart(title: str, lines: Sequence[Line]) -> str:
         return ""
     xs = [x for _, points in kept for x, _ in points]
     ys = [y for _, points in kept for _, y in points]
-    log = min(ys) > 0 and max(ys) / min(ys) > LOG_RANGE
+    log = log and min(ys) > 0 and max(ys) / min(ys) > LOG_RANGE
     across, up = _Axis(xs, _LEFT, WIDTH - _RIGHT), _Axis(ys, HEIGHT - _BOTTOM, _TOP, log)
     parts = [_grid(across, up)]
     legend, colour = [], 0
@@ -61,15 +65,15 @@ def chart(title: str, lines: Sequence[Line]) -> str:
 
 
 def smoothed(points: Points, share: float = 0.04) -> list[tuple[float, float]]:
-    """The mean of each point's neighbourhood, `share` of all points wide; narrower at the ends."""
+    """The mean of each point's neighbourhood, `share` of all points wide; one-sided at the ends."""
     finite = [(x, y) for x, y in points if math.isfinite(y)]
     if not finite:
         return []
     half = int(len(finite) * share / 2)
     sums = np.concatenate([[0.0], np.cumsum([y for _, y in finite])])
     index = np.arange(len(finite))
-    reach = np.minimum(half, np.minimum(index, len(finite) - 1 - index))  # as wide on either side
-    means = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(finite))
+    means = (sums[last] - sums[first]) / (last - first)
     return [(x, float(mean)) for (x, _), mean in zip(finite, means, strict=True)]
 
 
@@ -96,7 +100,8 @@ class _Axis:
             low, high = (
                 (low - 0.5, high + 0.5) if log or high == 0 else (low - abs(low) / 2, high + abs(high) / 2)
             )
-        self.low, self.high = low, high
+        margin = 0.0 if start < end else (high - low) * 0.04  # upwards, so that no curve runs along the frame
+        self.low, self.high = low - margin, high + margin
 
     def _scale(self, value: float) -> float:
         return math.log10(value) if self.log else value
@@ -142,15 +147,19 @@ def _path(across: _Axis, up: _Axis, points: Points, colour: str, faint: bool) ->
         return f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3" fill="{colour}"/>'
     drawn = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     style = 'stroke-width="1" opacity="0.3"' if faint else 'stroke-width="2"'
-    return f'<polyline fill="none" stroke="{colour}" {style} stroke-linejoin="round" points="{drawn}"/>'
+    if len(places) <= FEW and not faint:
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in places)
+    else:
+        dots = ""
+    return dots + f'<polyline fill="none" stroke="{colour}" {style} stroke-linejoin="round" points="{drawn}"/>'
 
 
 def _legend(entries: Sequence[tuple[str, str, float]]) -> str:
     """Names in their colours with their last values, from left to right."""
-    parts, x = [], float(_LEFT)
+    parts, x = [], float(_LEFT) - 20 * (len(entries) > 4)
     for name, colour, value in entries:
         text = f"{name} {value:.4g}".strip()
         parts.append(f'<rect x="{x:.0f}" y="27" width="9" height="9" fill="{colour}"/>')
         parts.append(f'<text x="{x + 13:.0f}" y="36">{escape(text)}</text>')
-        x += 24 + 6.6 * len(text)
+        x += 20 + 6.3 * len(text)
     return "".join(parts)

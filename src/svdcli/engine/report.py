@@ -32,8 +32,13 @@ MOST_EMBEDDED = 24 * 2**20
 """bytes of video within the page; further ones are linked where they lie"""
 Curves = dict[str, list[tuple[float, float]]]
 
-KNOWN = {"loss": "training loss", "lr": "learning rate", "grad_norm": "gradient norm before clipping",
-         "examples_per_second": "examples a second", "memory_gib": "memory, GiB"}  # fmt: skip
+KNOWN = {
+    "loss": "training loss",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm before clipping",
+    "examples_per_second": "examples a second",
+    "memory_gib": "memory, GiB",
+}
 HELD_OUT = "held_out_loss_"
 
 
@@ -105,11 +110,9 @@ def charts(curves: Curves) -> list[str]:
         drawn.append(chart("held-out loss by σ", [Line(f"σ {sigma}", points) for sigma, points in ordered]))
     single = [name for name in curves if name.startswith("held_out") and not name.startswith(HELD_OUT)]
     drawn.extend(chart(name.replace("_", " "), [Line("", curves[name])]) for name in single)
-    for name in ("lr", "grad_norm", "examples_per_second", "memory_gib"):
-        if name in curves:
-            whole = name in ("lr", "memory_gib")
-            drawn.append(chart(KNOWN[name], [Line("", curves[name])]) if whole
-                         else _smooth_chart(KNOWN[name], curves[name]))  # fmt: skip
+    if "lr" in curves:
+        drawn.append(chart(KNOWN["lr"], [Line("", curves["lr"])], log=False))
+    drawn.extend(_smooth_chart(KNOWN[name], curves[name]) for name in list(KNOWN)[2:] if name in curves)
     rest = [name for name in curves if name not in KNOWN and not name.startswith("held_out")]
     drawn.extend(_smooth_chart(name.replace("_", " "), curves[name]) for name in rest)
     return [svg for svg in drawn if svg]
