@@ -151,7 +151,9 @@ def _path(across: _Axis, up: _Axis, points: Points, colour: str, faint: bool) ->
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in places)
     else:
         dots = ""
-    return dots + f'<polyline fill="none" stroke="{colour}" {style} stroke-linejoin="round" points="{drawn}"/>'
+    return (
+        dots + f'<polyline fill="none" stroke="{colour}" {style} stroke-linejoin="round" points="{drawn}"/>'
+    )
 
 
 def _legend(entries: Sequence[tuple[str, str, float]]) -> str:
