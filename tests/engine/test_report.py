@@ -132,7 +132,7 @@ def test_the_page_of_an_unfinished_run(run: Path) -> None:
     html = (run / "report.html").read_text(encoding="utf-8")
     page = Page()
     page.feed(html)
-    assert "script" not in page.tags and page.tags.count("svg") == 7 and page.tags.count("video") == 2
+    assert "script" not in page.tags and page.tags.count("svg") == 8 and page.tags.count("video") == 2
     assert (facts["step"], facts["num_steps"], facts["done"], facts["num_samples"]) == (40, 100, False, 2)
     assert "step 40 of 100; 20 seconds of training, about 30 seconds left" in html
     videos = [source for source in page.sources if source.startswith("data:video/mp4;base64,")]

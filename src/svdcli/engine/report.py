@@ -113,7 +113,8 @@ def charts(curves: Curves) -> list[str]:
     if "lr" in curves:
         drawn.append(chart(KNOWN["lr"], [Line("", curves["lr"])], log=False))
     drawn.extend(_smooth_chart(KNOWN[name], curves[name]) for name in list(KNOWN)[2:] if name in curves)
-    rest = [name for name in curves if name not in KNOWN and not name.startswith("held_out")]
+    shown = {*KNOWN, "seconds"} if "examples_per_second" in curves else {*KNOWN}  # the one is the other
+    rest = [name for name in curves if name not in shown and not name.startswith("held_out")]
     drawn.extend(_smooth_chart(name.replace("_", " "), curves[name]) for name in rest)
     return [svg for svg in drawn if svg]
 
