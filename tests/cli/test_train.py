@@ -150,15 +150,19 @@ def test_relative_paths_are_explained(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_shipped_recipe_is_trained_by_its_name_and_named(
-    run: Run, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    run: Run, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, _, stderr = run()
-    assert code == 0 and "recipe: r.toml" in stderr.splitlines()
-    assert main(["train", "nano/vae", "--set", "data.source=none"]) == 4
+    home = tmp_path / "wheel" / "recipes" / "mine"
+    home.mkdir(parents=True)
+    (home / "small.toml").write_text(RECIPE)
+    monkeypatch.setattr("svdcli.shipped._HOMES", (tmp_path / "wheel",))
+    assert main(["train", "mine/small", "--set", "run.num_steps=1"]) == 0
     stderr = capfd.readouterr().err
-    assert stderr.startswith("recipe: nano/vae, as it ships with svd (") and "The dataset none" in stderr
-    assert main(["train", "nano/vea"]) == 3
-    assert "Did you mean nano/vae?" in capfd.readouterr().err
+    assert stderr.startswith(f"recipe: mine/small, as it ships with svd ({home / 'small.toml'})\nbeginning")
+    code, _, stderr = run("--set", "run.num_steps=1")
+    assert code == 0 and "recipe: r.toml" in stderr.splitlines()
+    assert main(["train", "mine/smal"]) == 3
+    assert "Did you mean mine/small?" in capfd.readouterr().err
 
 
 def test_a_run_folder_resumes_its_run(run: Run, capfd: pytest.CaptureFixture[str]) -> None:

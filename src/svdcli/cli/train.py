@@ -48,11 +48,11 @@ def train(
     if minutes is not None:
         changes.append(f"run.minutes={minutes}")
     found = find_recipe(recipe)
-    out.say(f"recipe: {found}")
     if report:
         _report(found.run or load_recipe(found.path, changes).run.folder, recipe)
         return
     start = check(load_recipe(found.path, changes))
+    out.say(f"recipe: {found}")
     _introduce(start)
     step, figures = _run(start)
 
