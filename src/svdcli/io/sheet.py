@@ -55,7 +55,7 @@ def labelled_row(frames_list: Sequence[np.ndarray], labels: Sequence[str]) -> np
         text = _shortened(label, font, width - 2 * _GAP)
         ImageDraw.Draw(band).text((_GAP, 2), text, fill=_INK, font=font)
         title = np.broadcast_to(np.asarray(band), (len(frames), *np.asarray(band).shape))
-        side = np.broadcast_to(np.uint8(_PAPER), (*frames.shape[:2], _GAP, 3))
+        side = np.broadcast_to(np.array(_PAPER, np.uint8), (*frames.shape[:2], _GAP, 3))
         parts.append(np.concatenate([title, np.concatenate([frames, side], axis=2)], axis=1))
     return np.concatenate(parts, axis=2)
 

@@ -257,6 +257,7 @@ class ImageToVideo:
             whole = self.held_out.clip(video, 0, sampling.num_frames, max(1, round(video.fps / fps)))
             views = {"held-out": np.asarray(whole)}
             for name, network in networks.items():
+                assert isinstance(network, Continuation)
                 parts = {"unet": network.unet, "image_encoder": network.image_encoder, "vae": self.vae}
                 residence = Held(parts, self.device)
                 latents = generate(residence, to_pixels(frames[:1]), [index], sampling)[0]
