@@ -11,8 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from svdcli.engine.state import TrainState
-from svdcli.engine.train import learning_rate, train_step
+from svdcli.engine.train import learning_rate, prepare, train_step
 from svdcli.recipe.recipe import Recipe
 
 Make = Callable[..., Recipe]
@@ -55,9 +54,6 @@ def stepped(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         recipe = make_recipe({"run.num_steps": num_steps} | changes)
         seen = Seen(Line(), [], [], [], [])
         fabric = Fabric(accelerator="cpu", devices=1)
-        optimizer = torch.optim.AdamW(seen.task.network.parameters(), lr=recipe.optim.lr)
-        network, wrapped = fabric.setup(seen.task.network, optimizer)
-        state = TrainState.start(seen.task.network, wrapped)
         real = torch.optim.AdamW.step
 
         def step(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
@@ -68,9 +64,11 @@ def stepped(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             return real(self, *args, **kwargs)
 
         with monkeypatch.context() as patch:
+            patch.setattr("svdcli.engine.train.make_task", lambda *args: seen.task)
             patch.setattr(torch.optim.AdamW, "step", step)
+            task, network, state = prepare(fabric, recipe)
             for _ in range(num_steps):
-                seen.figures.append(train_step(fabric, seen.task, network, state, recipe))  # type: ignore[arg-type]
+                seen.figures.append(train_step(fabric, task, network, state, recipe))
         assert state.step == num_steps
         return seen
 
