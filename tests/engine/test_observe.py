@@ -335,3 +335,21 @@ def test_sessions_are_kept_and_a_damaged_list_begins_anew(make_recipe: Make) -> 
     assert sessions(recipe.run.folder) == []
     add_session(recipe.run.folder, 2, [], Fabric(accelerator="cpu", devices=1))
     assert [s["step"] for s in json.loads((recipe.run.folder / "run.json").read_text())] == [2]
+
+
+def test_parts_in_memory_sample_as_the_bundle_on_disk_does(quick_bundle_path: Path) -> None:
+    """What is shown while training is what `svd sample` makes of the same weights, bit for bit."""
+    from svdcli.engine.generate import Sampling, decode, generate
+    from svdcli.engine.memory import Residence
+    from svdcli.model.bundle import Bundle, open_bundle
+
+    cpu, files = torch.device("cpu"), open_bundle(quick_bundle_path)
+    bundle = Bundle.load(quick_bundle_path, torch.float32)
+    assert bundle.unet and bundle.vae and bundle.image_encoder
+    parts = {"unet": bundle.unet, "vae": bundle.vae, "image_encoder": bundle.image_encoder}
+    picture = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clips = []
+    for residence in (samples.Held(parts, cpu), Residence(files, "high", cpu, torch.float32)):
+        latents = generate(residence, picture, [5], Sampling.of(files.settings))[0]
+        clips.append(decode(residence, latents, 4, 0)[0])
+    assert np.array_equal(*clips) and clips[0].std() > 1
