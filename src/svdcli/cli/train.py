@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svdcli.cli.console import out
+from svdcli.cli.recipes import find_recipe
 
 if TYPE_CHECKING:
     from svdcli.engine.preflight import Start
@@ -19,7 +20,12 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/nano/vae.toml.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A TOML recipe, the name of a shipped one (svd recipes list), or the folder of a run."
+        ),
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe: --set optim.lr=1e-5"),
@@ -28,6 +34,10 @@ def train(
         float | None,
         typer.Option(help="Save and stop after this long; the same command goes on. (run.minutes)"),
     ] = None,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Train nothing; write the run so far as one page, RUN/report.html."),
+    ] = False,
 ) -> None:
     """Train a model as a recipe says. The same command again resumes it where it stopped."""
     from svdcli.engine.preflight import check
@@ -37,7 +47,12 @@ def train(
     changes = list(set_ or [])
     if minutes is not None:
         changes.append(f"run.minutes={minutes}")
-    start = check(load_recipe(recipe, changes))
+    found = find_recipe(recipe)
+    if report:
+        _report(found.run or load_recipe(found.path, changes).run.folder, recipe)
+        return
+    start = check(load_recipe(found.path, changes))
+    out.say(f"recipe: {found}")
     _introduce(start)
     step, figures = _run(start)
 
@@ -59,6 +74,18 @@ def train(
     ]
     out.result(facts, lines)
     out.next(_next(start.recipe) if done else f"svd train {recipe}   (the same command, for the other steps)")
+
+
+def _report(folder: Path, given: str) -> None:
+    """Write the page on the run in `folder`."""
+    from svdcli.engine.report import write_report
+
+    facts = write_report(folder)
+    step, num_steps = facts["step"], facts["num_steps"]
+    lines = [str(facts["report"]), f"step {step} of {num_steps}, {facts['num_samples']} sets of samples"]
+    out.result(facts, lines)
+    if step < num_steps:
+        out.next(f"svd train {given}   (the steps that are left)")
 
 
 def _introduce(start: Start) -> None:
@@ -85,7 +112,7 @@ def _run(start: Start) -> tuple[int, dict[str, float]]:
             rate = 1.0 / max(new["seconds"], 1e-9)
             bar.advance(1, note=f"step {step}, loss {new['loss']:.4f}, {rate:.3g} steps/s")
 
-        state = run_training(start.recipe, report, out.say)
+        state = run_training(start.recipe, report, out.say, out.warn)
     return state.step, figures
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from svdcli.data.frames import split_paths
 from svdcli.diffusion.guidance import parse_guidance
 from svdcli.engine.launch import check_machine
+from svdcli.engine.loggers import require_loggers
 from svdcli.engine.state import CHECKPOINT, saved_run
 from svdcli.engine.tasks.parts import require_vae
 from svdcli.io.files import check_writable
@@ -40,8 +41,7 @@ def check(recipe: Recipe) -> Start:
     saved, changes = saved_run(folder), list[str]()
     if saved is not None:
         recipe, changes = resume_recipe(saved[1], recipe)
-    check_machine(recipe.machine)
-    kept, apart = split_paths(recipe.data)
+    num_videos, num_held_out = check_surroundings(recipe)
     task = recipe.task
     if isinstance(task, ImageToVideoTask):
         require_vae(task.vae)
@@ -54,7 +54,18 @@ def check(recipe: Recipe) -> Start:
         if task.perceptual_weight:
             perceptual_weights()
     check_writable(folder / CHECKPOINT, parents=True)
-    return Start(recipe, saved[0] if saved else 0, len(kept), len(apart), tuple(changes))
+    return Start(recipe, saved[0] if saved else 0, num_videos, num_held_out, tuple(changes))
+
+
+def check_surroundings(recipe: Recipe) -> tuple[int, int]:
+    """-> the number of videos to train on and held out, where devices, loggers and dataset are here.
+
+    Needs no weights and writes nothing.
+    """
+    check_machine(recipe.machine)
+    require_loggers(recipe.run.log)
+    kept, apart = split_paths(recipe.data)
+    return len(kept), len(apart)
 
 
 def _as_path(start: Path) -> Path | str:

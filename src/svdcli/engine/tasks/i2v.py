@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from svdcli.data.frames import FrameSet, Video, split_frames
 from svdcli.data.motion import MotionCalibration, motion_score
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
+from svdcli.engine.generate import Sampling, decode, generate
 from svdcli.engine.latents import latent_rows, to_pixels
+from svdcli.engine.samples import NUM_SAMPLES, Held, Sample
 from svdcli.engine.tasks import data_notes
 from svdcli.engine.tasks.parts import load_image_to_video, load_vae, require_same, save_image_to_video
 from svdcli.errors import InputError
@@ -32,6 +35,7 @@ STRIDES = range(1, 9)
 EVALUATION_FPS, EVALUATION_AUGMENT = 7, 0.02
 EVALUATION_SIGMAS = (0.2, 0.7, 2.0, 6.0, 20.0)
 CAMERA_FPS, CAMERA_FRAMES = 12.0, 32
+DECODE_CHUNK, DECODE_OVERLAP = 8, 3
 
 
 class Continuation(nn.Module):
@@ -226,10 +230,10 @@ class ImageToVideo:
         )
         return data_notes(self.train_set, self.held_out, kind)
 
-    def export(self, network: Continuation, folder: Path, recipe_text: str) -> None:
-        """The bundle of the averaged weights, in half precision, in `bundle/`."""
-        settings = Settings(
-            num_frames=network.unet.config.num_frames,
+    def settings(self) -> Settings:
+        """How the bundle is best sampled."""
+        return Settings(
+            num_frames=self.network.unet.config.num_frames,
             width=self.data.width,
             height=self.data.height,
             fps=round(sum(self.task.fps) / 2, 1),
@@ -238,9 +242,33 @@ class ImageToVideo:
             sigma_min=self.task.sigma_min,
             sigma_max=self.task.sigma_max,
             sampler=self.task.sampler,
-            recipe=recipe_text,
         )
+
+    def sample(self, networks: Mapping[str, nn.Module]) -> list[Sample]:
+        """Held-out clips as they went on, and as each network continues their first frame; see `Samples`.
+
+        As the bundle suggests to sample, but with the rate and the motion of the clip beside it.
+        """
+        suggested, samples = Sampling.of(self.settings()), []
+        for index, frames, fps in self.evaluated()[:NUM_SAMPLES]:
+            bucket = self.calibration.bucket(motion_score(frames, fps))
+            sampling = replace(suggested, fps=fps, motion_bucket=bucket)
+            video = self.held_out.videos[::2][index]
+            whole = self.held_out.clip(video, 0, sampling.num_frames, max(1, round(video.fps / fps)))
+            views = {"held-out": np.asarray(whole)}
+            for name, network in networks.items():
+                assert isinstance(network, Continuation)
+                parts = {"unet": network.unet, "image_encoder": network.image_encoder, "vae": self.vae}
+                residence = Held(parts, self.device)
+                latents = generate(residence, to_pixels(frames[:1]), [index], sampling)[0]
+                views[name] = decode(residence, latents, DECODE_CHUNK, DECODE_OVERLAP)[0]
+            samples.append(Sample(video.name, fps, views))
+        return samples
+
+    def export(self, network: Continuation, folder: Path, recipe_text: str) -> None:
+        """The bundle of the averaged weights, in half precision, in `bundle/`."""
         parts = network.unet, network.image_encoder, self.vae
+        settings = replace(self.settings(), recipe=recipe_text)
         save_image_to_video(*parts, self.calibration, settings, folder / "bundle")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from svdcli.data.frames import FrameSet, split_frames
+from svdcli.engine.generate import to_frames
 from svdcli.engine.latents import encode_frames, to_pixels
+from svdcli.engine.samples import NUM_SAMPLES, Sample
 from svdcli.engine.tasks import data_notes
 from svdcli.engine.tasks.parts import load_vae, require_same, save_vae
 from svdcli.errors import InputError
@@ -158,6 +161,23 @@ class Autoencoder:
             scores.append(np.mean([psnr_db(e) for e in errors.tolist()]))
             latents.append(z.flatten())
         return {"held_out_psnr_db": float(np.mean(scores)), "latent_std": torch.cat(latents).std().item()}
+
+    @torch.inference_mode()
+    def sample(self, networks: Mapping[str, nn.Module]) -> list[Sample]:
+        """Held-out frames, and their reconstruction by each network; see `Samples`."""
+        samples = []
+        for video in self.held_out.videos[:NUM_SAMPLES]:
+            frames = np.asarray(self.held_out.clip(video, 0, LONGEST_EVALUATED, 1))
+            pixels = to_pixels(frames[None]).to(self.device)
+            views = {"held-out": frames}
+            for name, network in networks.items():
+                vae = network.vae
+                assert isinstance(vae, VAE)
+                views[name] = to_frames(
+                    vae.decode(vae.encode(pixels), as_images=self.task.num_frames == 1)[0]
+                )
+            samples.append(Sample(video.name, video.fps, views))
+        return samples
 
     def export(self, network: Reconstruction, folder: Path, recipe_text: str) -> None:
         """The autoencoder with its scaling factor set to 1 / standard deviation of the training latents."""
