@@ -14,7 +14,7 @@ from torch import Tensor
 
 from svdcli.data.motion import motion_score
 from svdcli.engine.latents import latent_rows
-from svdcli.engine.tasks import i2v, make_task
+from svdcli.engine.tasks import clips, i2v, make_task
 from svdcli.engine.tasks.i2v import ImageToVideo, keep_mask
 from svdcli.engine.tasks.parts import load_vae, save_vae
 from svdcli.engine.tasks.vae import Autoencoder, psnr_db
@@ -216,7 +216,7 @@ def trained_vae(recipe_in: Make, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module", autouse=True)
 def _few_clips() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr(i2v, "CALIBRATION_CLIPS", 12)
+    patch.setattr(clips, "CALIBRATION_CLIPS", 12)
     yield
     patch.undo()
 

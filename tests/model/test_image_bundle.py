@@ -134,9 +134,7 @@ def test_the_first_stable_diffusion_is_refused(reference: UNet2DConditionModel, 
         open_bundle(tmp_path / "v1-5.safetensors").part("unet")
 
 
-def test_what_we_save_diffusers_loads(
-    folder: Path, reference: UNet2DConditionModel, tmp_path: Path
-) -> None:
+def test_what_we_save_diffusers_loads(folder: Path, reference: UNet2DConditionModel, tmp_path: Path) -> None:
     files = open_bundle(folder)
     unet, text = files.part("unet", torch.float32), load_text_encoder(folder)
     assert isinstance(unet, UNet)

@@ -194,7 +194,11 @@ def test_our_denoiser_of_sd_2_1_is_its_own_estimate(image: UNet, reference: UNet
 
 
 def test_other_image_networks_are_refused() -> None:
-    for name, value in (("use_linear_projection", False), ("class_embed_type", "timestep"), ("act_fn", "gelu")):
+    for name, value in (
+        ("use_linear_projection", False),
+        ("class_embed_type", "timestep"),
+        ("act_fn", "gelu"),
+    ):
         with pytest.raises(ValueError, match=name):
             UNetConfig.from_dict(SD21 | {name: value})
     with pytest.raises(ValueError, match="AttnDownBlock2D"):
@@ -207,5 +211,3 @@ def test_shapes_survive_the_round_trip() -> None:
     video = video_config(image, 14, 2)
     assert UNetConfig.from_dict(video.to_dict()) == video and "temporal" not in video.to_dict()
     assert "norm_eps" not in UNetConfig().to_dict()
-
-

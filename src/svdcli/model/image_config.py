@@ -34,9 +34,19 @@ FIXED: dict[str, Any] = {
 }
 """What every network that we build has; these are diffusers' defaults but for the last."""
 BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
-LIKE = ("in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels")
-LIKE += ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "sample_size")
-LIKE += ("norm_num_groups", "norm_eps")
+LIKE: tuple[str, ...] = (
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "sample_size",
+    "norm_num_groups",
+    "norm_eps",
+)
 """Keys of one name in both."""
 
 

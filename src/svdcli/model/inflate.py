@@ -40,19 +40,20 @@ def is_new(name: str) -> bool:
 
 def video_config(image: UNetConfig, num_frames: int, num_ids: int, id_width: int = ID_WIDTH) -> UNetConfig:
     """The configuration of an image network with temporal layers, `num_ids` vector ids, and its own norms' ε."""
-    kinds = {
-        name: tuple(kind.replace("Block2D", "BlockSpatioTemporal") for kind in getattr(image, name))
-        for name in ("down_block_types", "up_block_types")
-    }
     return replace(
         image,
-        **kinds,
+        down_block_types=_with_time(image.down_block_types),
+        up_block_types=_with_time(image.up_block_types),
         temporal=True,
         num_frames=num_frames,
         addition_time_embed_dim=id_width,
         projection_class_embeddings_input_dim=num_ids * id_width,
         norm_eps=image.norm_eps or 1e-5,
     )
+
+
+def _with_time(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(kind.replace("Block2D", "BlockSpatioTemporal") for kind in kinds)
 
 
 @torch.no_grad()

@@ -173,9 +173,7 @@ def save_bundle(
             _write_json(temporary / part / file, configs.get(part) or default)
         if tokenizer is not None:
             shutil.copytree(tokenizer, temporary / "tokenizer")
-        _write_json(
-            temporary / hub.INDEX, _index(parts, [*small] + ["tokenizer"] * (tokenizer is not None))
-        )
+        _write_json(temporary / hub.INDEX, _index(parts, [*small] + ["tokenizer"] * (tokenizer is not None)))
         _write_json(temporary / SETTINGS, settings.to_dict())
 
 

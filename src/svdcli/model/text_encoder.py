@@ -84,16 +84,22 @@ class TextEncoder(nn.Module):
         return cast(Tensor, self.clip(words.input_ids.to(device)).last_hidden_state)
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer. It would make an empty vocabulary of a folder that has none, so that is asked before."""
-    from transformers import CLIPTokenizer
-
+def require_tokenizer(folder: Path) -> None:
+    """Raise InputError unless a folder has the files of a tokenizer: of one that has none, transformers would make one
+    without words.
+    """
     names = ("vocab.json", "merges.txt")
     if not (folder / "tokenizer.json").is_file() and not all((folder / name).is_file() for name in names):
         raise InputError(
             f"{folder} holds no tokenizer: vocab.json or merges.txt is missing.",
             "Fetch the bundle again, with its folder tokenizer.",
         )
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    require_tokenizer(folder)
     try:
         return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:

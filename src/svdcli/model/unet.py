@@ -178,7 +178,12 @@ class UNet(nn.Module):
         heads, context = config.per_level("num_attention_heads"), config.per_level("cross_attention_dim")
         depth = num_layers or config.per_level("transformer_layers_per_block")[level]
         return SpatioTemporalTransformer(
-            config.block_out_channels[level], heads[level], depth, context[level], config.norm_num_groups, config.temporal
+            config.block_out_channels[level],
+            heads[level],
+            depth,
+            context[level],
+            config.norm_num_groups,
+            config.temporal,
         )
 
     def _resnet(self, in_channels: int, out_channels: int, emb_width: int, eps: float) -> nn.Module:

@@ -364,7 +364,10 @@ def _explain(error: ValidationError, name: str) -> RecipeError:
     where, kind = ".".join(path) or "the recipe", first["type"]
     more = f" ({count - 1} more after it)" if count > 1 else ""
     if kind == "extra_forbidden":
-        return RecipeError(f"{name}: there is no key {where}{more}.", _nearest(path, str(first["loc"][1]) if len(first["loc"]) > 1 else ""))
+        return RecipeError(
+            f"{name}: there is no key {where}{more}.",
+            _nearest(path, str(first["loc"][1]) if len(first["loc"]) > 1 else ""),
+        )
     if kind == "missing" or kind == "union_tag_not_found":
         where += ".kind" if kind == "union_tag_not_found" else ""
         return RecipeError(f"{name}: the key {where} is missing{more}.", "Add it, or give it with --set.")
