@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from svdcli.engine.tasks import make_task
+from svdcli.engine.tasks import clips, make_task
 from svdcli.io.video import write_video
 from svdcli.recipe.recipe import Recipe, parse_recipe
 
@@ -74,3 +74,12 @@ def trained_vae(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory)
     task = make_task(recipe_in(folder, changes), torch.device("cpu"), folder / "cache")
     task.export(task.network, folder, "{}")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_clips() -> Iterator[None]:
+    """Motion is calibrated on a few clips, where a real run takes hundreds."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(clips, "CALIBRATION_CLIPS", 12)
+    yield
+    patch.undo()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from svdcli.data.motion import motion_score
 from svdcli.engine.latents import latent_rows
-from svdcli.engine.tasks import clips, i2v, make_task
+from svdcli.engine.tasks import i2v, make_task
 from svdcli.engine.tasks.i2v import ImageToVideo, keep_mask
 from svdcli.engine.tasks.parts import load_vae, save_vae
 from svdcli.engine.tasks.vae import Autoencoder, psnr_db
@@ -201,14 +201,6 @@ def test_latents_are_kept_under_weights_and_frames(tmp_path: Path) -> None:
 
 
 # ---- image to video ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_clips() -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(clips, "CALIBRATION_CLIPS", 12)
-    yield
-    patch.undo()
 
 
 MakeTask = Callable[..., ImageToVideo]
