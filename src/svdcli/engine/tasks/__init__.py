@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from svdcli.data.frames import FrameSet
-from svdcli.recipe.recipe import ImageToVideoTask, Recipe, VAETask
+from svdcli.recipe.recipe import Recipe, TextToImageTask, TextToVideoTask, VAETask
 
 
 class Task(Protocol):
@@ -49,9 +49,16 @@ def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
         from svdcli.engine.tasks.vae import Autoencoder
 
         return Autoencoder(recipe.task, recipe.data, recipe.run.batch_size, device, cache)
+    if isinstance(recipe.task, TextToImageTask):
+        from svdcli.engine.tasks.t2i import TextToImage
+
+        return TextToImage(recipe.task, recipe.data, recipe.run.batch_size, device, cache)
+    if isinstance(recipe.task, TextToVideoTask):
+        from svdcli.engine.tasks.t2v import TextToVideo
+
+        return TextToVideo(recipe.task, recipe.data, recipe.run.batch_size, device, cache)
     from svdcli.engine.tasks.i2v import ImageToVideo
 
-    assert isinstance(recipe.task, ImageToVideoTask)
     return ImageToVideo(recipe.task, recipe.data, recipe.run.batch_size, device, cache)
 
 
