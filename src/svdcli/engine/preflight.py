@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from svdcli.data.frames import split_paths
+from svdcli.data.dataset import count_videos
 from svdcli.diffusion.guidance import parse_guidance
 from svdcli.engine.launch import check_machine
 from svdcli.engine.state import CHECKPOINT, saved_run
@@ -41,7 +41,7 @@ def check(recipe: Recipe) -> Start:
     if saved is not None:
         recipe, changes = resume_recipe(saved[1], recipe)
     check_machine(recipe.machine)
-    kept, apart = split_paths(recipe.data)
+    num_videos, num_held_out = count_videos(recipe.data)
     task = recipe.task
     if isinstance(task, ImageToVideoTask):
         require_vae(task.vae)
@@ -54,7 +54,7 @@ def check(recipe: Recipe) -> Start:
         if task.perceptual_weight:
             perceptual_weights()
     check_writable(folder / CHECKPOINT, parents=True)
-    return Start(recipe, saved[0] if saved else 0, len(kept), len(apart), tuple(changes))
+    return Start(recipe, saved[0] if saved else 0, num_videos, num_held_out, tuple(changes))
 
 
 def _as_path(start: Path) -> Path | str:

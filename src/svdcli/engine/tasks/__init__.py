@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from svdcli.data.frames import FrameSet
+from svdcli.data.dataset import by_reason
+from svdcli.data.footage import Footage
 from svdcli.recipe.recipe import ImageToVideoTask, Recipe, VAETask
 
 
@@ -52,13 +53,25 @@ def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
     from svdcli.engine.tasks.i2v import ImageToVideo
 
     assert isinstance(recipe.task, ImageToVideoTask)
-    return ImageToVideo(recipe.task, recipe.data, recipe.run.batch_size, device, cache)
+    run, parts = recipe.run, parts_of(recipe)
+    return ImageToVideo(recipe.task, recipe.data, run.batch_size, device, cache, run.seed, parts)
 
 
-def data_notes(train_set: FrameSet, held_out: FrameSet, kind: str = "videos") -> list[str]:
+def parts_of(recipe: Recipe) -> int:
+    """Batches a step, of all processes together: a step's place in the order of the data follows from it."""
+    return recipe.run.accumulate * recipe.machine.devices
+
+
+def data_notes(train_set: Footage, held_out: Footage, kind: str = "videos", left_out: int = 0) -> list[str]:
     """What a person should know of the dataset."""
-    count = f"{len(train_set.videos)} {kind} to train on, {len(held_out.videos)} held out"
-    if not train_set.skipped:
-        return [count]
-    some = ", ".join(train_set.skipped[:3]) + (", ..." if len(train_set.skipped) > 3 else "")
-    return [f"{count}; {len(train_set.skipped)} could not be read and are left out: {some}"]
+    notes = [f"{len(train_set.videos)} {kind} to train on, {len(held_out.videos)} held out"]
+    skipped = train_set.skipped
+    if skipped:
+        some = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
+        reasons = by_reason(skipped)
+        notes[0] += f"; {len(skipped)} could not be read and are left out ({reasons}): {some}"
+    if left_out:
+        notes.append(
+            f"{left_out} clips are too short or too slow for task.num_frames at task.fps, and left out"
+        )
+    return notes

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from svdcli.data.camera import with_camera_moves
-from svdcli.data.frames import FrameSet, Video, split_frames
+from svdcli.data.dataset import open_dataset
+from svdcli.data.examples import Example, Examples, Wish
 from svdcli.data.motion import MotionCalibration, motion_score
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
-from svdcli.engine.latents import latent_rows, to_pixels
+from svdcli.engine.latents import Latents, to_pixels
 from svdcli.engine.tasks import data_notes
 from svdcli.engine.tasks.parts import load_image_to_video, load_vae, require_same, save_image_to_video
 from svdcli.errors import InputError
@@ -28,7 +29,6 @@ from svdcli.model.vae import VAEConfig
 from svdcli.recipe.recipe import Data, ImageToVideoTask
 
 CALIBRATION_CLIPS = 400
-STRIDES = range(1, 9)
 EVALUATION_FPS, EVALUATION_AUGMENT = 7, 0.02
 EVALUATION_SIGMAS = (0.2, 0.7, 2.0, 6.0, 20.0)
 CAMERA_FPS, CAMERA_FRAMES = 12.0, 32
@@ -64,23 +64,36 @@ class Batch:
     motion_bucket: Tensor
     augment: Tensor
     """σ of the noise that the condition frame gets, (B,)"""
+    examples: tuple[Example, ...] = ()
+    """where the clips come from"""
 
 
 class ImageToVideo:
     """See `Task`."""
 
     def __init__(
-        self, task: ImageToVideoTask, data: Data, batch_size: int, device: torch.device, cache: Path
+        self,
+        task: ImageToVideoTask,
+        data: Data,
+        batch_size: int,
+        device: torch.device,
+        cache: Path,
+        seed: int = 0,
+        parts: int = 1,
     ) -> None:
-        self.task, self.data, self.batch_size, self.device = task, data, batch_size, device
+        self.task, self.data, self.device = task, data, device
         self.vae = load_vae(task.vae).to(device).eval().requires_grad_(False)
-        train_set, self.held_out = split_frames(data, cache)
-        self._require_clips(train_set)
-        self.train_set = with_camera_moves(
-            train_set.compact(), task.camera_moves, CAMERA_FRAMES, CAMERA_FPS, seed=0
-        )
-        self.latents = latent_rows(self.vae, self.train_set.frames, cache, device)
-        self.calibration = self._calibrate()
+        train_set, self.held_out = open_dataset(data, cache)
+        self.train_set = with_camera_moves(train_set, task.camera_moves, CAMERA_FRAMES, CAMERA_FPS, seed=0)
+        wish = Wish(task.num_frames, task.fps, task.max_speed, data.sampling, data.max_corrupt_share)
+        self.examples = Examples(self.train_set, wish, batch_size, seed, parts)
+        if not self.evaluated():
+            raise InputError(
+                f"No held-out video has the {min(self.task.num_frames)} frames of a clip.",
+                "Hold out longer videos, see data.held_out.",
+            )
+        self.latents = Latents(self.vae, self.train_set, cache if data.latent_cache else None, device)
+        self.calibration = MotionCalibration.fit(self.examples.scores(CALIBRATION_CLIPS))
         if task.start is not None:
             unet, image_encoder = load_image_to_video(task.start if task.start.exists() else str(task.start))
             require_same(unet.config, task)
@@ -88,80 +101,19 @@ class ImageToVideo:
             unet, image_encoder = new_networks(task, self.vae.config, data.width)
         self.network = Continuation(unet, image_encoder)
 
-    def _require_clips(self, train_set: FrameSet) -> None:
-        """Raise InputError where a clip length finds no footage, for training or to judge by."""
-        lowest, highest = self.task.fps
-        for num_frames in self.task.num_frames:
-            # The rates that a clip may be labelled with must meet those that training draws.
-            fits = [
-                self.strides(video, num_frames, min(max(video.fps / stride, lowest), highest))
-                for video in train_set.videos
-                for stride in STRIDES
-            ]
-            if not any(fits):
-                raise InputError(
-                    f"No video gives clips of {num_frames} frames at {lowest:g} to {highest:g} a second.",
-                    "Ask for fewer in task.num_frames, for other task.fps, or add footage.",
-                )
-        if not self.evaluated():
-            raise InputError(
-                f"No held-out video has the {min(self.task.num_frames)} frames of a clip.",
-                "Hold out longer videos, see data.held_out.",
-            )
-
-    def _calibrate(self) -> MotionCalibration:
-        """The motion buckets of this training set: clips drawn as in training, ranked by measured motion."""
-        rng = np.random.default_rng(0)
-        scores = []
-        for _ in range(CALIBRATION_CLIPS):
-            video, first, stride, fps = self.draw_clip(self.train_set, rng, min(self.task.num_frames))
-            scores.append(
-                motion_score(self.train_set.clip(video, first, min(self.task.num_frames), stride), fps)
-            )
-        return MotionCalibration.fit(scores)
-
-    def draw_clip(
-        self, frames: FrameSet, rng: np.random.Generator, num_frames: int
-    ) -> tuple[Video, int, int, float]:
-        """-> a video, its first frame, the stride, and the rate it is labelled with."""
-        while True:
-            video = frames.videos[rng.integers(len(frames.videos))]
-            fps = float(rng.uniform(*self.task.fps))
-            strides = self.strides(video, num_frames, fps)
-            if strides:
-                stride = int(rng.choice(strides))
-                return video, int(rng.integers(video.num_frames - (num_frames - 1) * stride)), stride, fps
-
-    def strides(self, video: Video, num_frames: int, fps: float) -> list[int]:
-        """The strides at which a video holds a clip that, labelled with `fps`, is near enough to life."""
-        fastest = self.task.max_speed
-        return [
-            stride
-            for stride in STRIDES
-            if 1 / fastest <= video.fps / stride / fps <= fastest
-            and (num_frames - 1) * stride < video.num_frames
-        ]
-
     def batch(self, seed: list[int]) -> Batch:
         """Clips of one of the recipe's lengths, each with its own rate, motion bucket and augmentation."""
         rng = np.random.default_rng(seed)
-        num_frames = int(rng.choice(self.task.num_frames))
-        drawn = [self.draw_clip(self.train_set, rng, num_frames) for _ in range(self.batch_size)]
-        rows = [
-            slice(v.start + first, v.start + first + (num_frames - 1) * s + 1, s) for v, first, s, _ in drawn
-        ]
-        pixels = [self.train_set.frames[r] for r in rows]
-        buckets = [
-            self.calibration.bucket(motion_score(p, fps)) for p, (*_, fps) in zip(pixels, drawn, strict=True)
-        ]
-        augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, self.batch_size))
-        latents = torch.from_numpy(np.stack([self.latents[r] for r in rows])).float()
+        drawn = self.examples.draw(seed, rng)
+        augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, len(drawn)))
+        latents = np.stack([self.latents.take(e.window.video, e.window.numbers, e.pixels) for e in drawn])
         return Batch(
-            latents.mul_(self.vae.config.scaling_factor).to(self.device),
-            to_pixels(np.stack([p[0] for p in pixels])).to(self.device),
-            torch.tensor([fps for *_, fps in drawn], device=self.device),
-            torch.tensor(buckets, device=self.device),
+            torch.from_numpy(latents).float().mul_(self.vae.config.scaling_factor).to(self.device),
+            to_pixels(np.stack([e.pixels[0] for e in drawn])).to(self.device),
+            torch.tensor([e.window.fps for e in drawn], device=self.device),
+            torch.tensor([self.calibration.bucket(e.motion) for e in drawn], device=self.device),
             torch.tensor(augment, dtype=torch.float32, device=self.device),
+            tuple(drawn),
         )
 
     def loss(
@@ -170,7 +122,8 @@ class ImageToVideo:
         sigma = draw_sigma(generator, len(batch.fps), self.task.p_mean, self.task.p_std)
         keep = keep_mask(torch.rand(len(batch.fps), generator=generator), self.task).to(self.device)
         losses = self.losses(network, batch, sigma, keep, generator)
-        return losses.mean(), {"sigma": sigma.mean().item(), "num_frames": batch.latents.shape[1]}
+        figures = {"sigma": sigma.mean().item(), "num_frames": float(batch.latents.shape[1])}
+        return losses.mean(), figures | self.examples.figures()
 
     def losses(
         self, network: nn.Module, batch: Batch, sigma: Tensor, keep: Tensor, generator: torch.Generator
@@ -209,22 +162,23 @@ class ImageToVideo:
         num_frames, clips = min(self.task.num_frames), []
         for index, video in enumerate(self.held_out.videos[::2]):
             stride = max(1, round(video.fps / EVALUATION_FPS))
-            frames = self.held_out.clip(video, 0, num_frames, stride)
-            if len(frames) == num_frames:
+            if (num_frames - 1) * stride < video.num_frames:
+                frames = self.held_out.take(video, range(0, num_frames * stride, stride))
                 clips.append((index, frames, video.fps / stride))
         return clips
 
     def _evaluation_clip(self, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
         pixels = to_pixels(frames)[None].to(self.device)
         bucket = self.calibration.bucket(motion_score(frames, fps))
-        ids = (torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT))
-        return Batch(self.vae.encode(pixels) * self.vae.config.scaling_factor, pixels[:, 0], *ids)
+        fed, moved, noised = (torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT))
+        latents = self.vae.encode(pixels) * self.vae.config.scaling_factor
+        return Batch(latents, pixels[:, 0], fed, moved, noised)
 
     def notes(self) -> list[str]:
         kind = (
             f"clips ({self.task.camera_moves} of them camera moves)" if self.task.camera_moves else "videos"
         )
-        return data_notes(self.train_set, self.held_out, kind)
+        return data_notes(self.train_set, self.held_out, kind, self.examples.left_out)
 
     def export(self, network: Continuation, folder: Path, recipe_text: str) -> None:
         """The bundle of the averaged weights, in half precision, in `bundle/`."""
