@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from svdcli.data.motion import motion_score
-from svdcli.engine.latents import latent_rows
 from svdcli.engine.tasks import i2v, make_task
 from svdcli.engine.tasks.i2v import ImageToVideo, keep_mask
 from svdcli.engine.tasks.parts import load_vae, save_vae
@@ -181,25 +180,6 @@ def test_psnr() -> None:
     assert psnr_db(4.0) == 0 and psnr_db(0.04) == pytest.approx(20)
 
 
-def test_latents_are_kept_under_weights_and_frames(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    kinds = ("DownEncoderBlock2D",) * 2
-    vae = VAE(VAEConfig(3, 3, kinds, (8, 8), 1, 2, 64, 1.0, False, 4)).requires_grad_(False)
-    frames = np.random.default_rng(0).integers(0, 255, (18, 16, 16, 3), dtype=np.uint8)
-    rows = latent_rows(vae, frames, tmp_path, CPU)
-    pixels = torch.from_numpy(frames).float().div(127.5).sub(1).permute(0, 3, 1, 2)
-    np.testing.assert_allclose(rows, vae.encode(pixels[None])[0].numpy(), rtol=2e-3, atol=2e-3)
-    latent_rows(vae, frames, tmp_path, CPU)
-    assert len(list(tmp_path.iterdir())) == 1
-    vae.decoder.conv_in.weight.mul_(2)
-    latent_rows(vae, frames, tmp_path, CPU)
-    assert len(list(tmp_path.iterdir())) == 1
-    vae.quant_conv.weight.mul_(2)
-    latent_rows(vae, frames, tmp_path, CPU)
-    latent_rows(vae, 255 - frames, tmp_path, CPU)
-    assert len(list(tmp_path.iterdir())) == 3
-
-
 # ---- image to video ------------------------------------------------------------------------------------
 
 
@@ -287,13 +267,16 @@ def test_every_clip_has_its_own_ids(task: ImageToVideo, monkeypatch: pytest.Monk
 
 
 def test_ids_are_those_of_the_clip(task: ImageToVideo) -> None:
-    rng = np.random.default_rng([0, 2, 0, 0])
-    num_frames = int(rng.choice(task.task.num_frames))
-    drawn = [task.draw_clip(task.train_set, rng, num_frames) for _ in range(4)]
     batch = task.batch([0, 2, 0, 0])
-    for clip, (video, first, stride, fps) in enumerate(drawn):
-        frames = task.train_set.clip(video, first, num_frames, stride)
-        assert len(frames) == num_frames and 0.5 <= video.fps / stride / fps <= 2
+    assert len(batch.examples) == 4
+    for clip, example in enumerate(batch.examples):
+        (video, numbers, fps), frames = vars(example.window).values(), example.pixels
+        stride = numbers[1] - numbers[0]
+        assert len(frames) == batch.latents.shape[1] and 0.5 <= video.fps / stride / fps <= 2
+        assert np.array_equal(frames, task.train_set.take(video, numbers))
+        latents = task.vae.encode(torch.from_numpy(frames.copy()).float().div(127.5).sub(1).movedim(3, 1)[None])[0]
+        expected = latents * task.vae.config.scaling_factor
+        torch.testing.assert_close(batch.latents[clip], expected, rtol=5e-3, atol=5e-3)
         assert batch.fps[clip].item() == pytest.approx(fps)
         bucket = task.calibration.bucket(motion_score(frames, fps))
         assert batch.motion_bucket[clip].item() == pytest.approx(bucket)
