@@ -67,7 +67,11 @@ def test_moves_differ_and_follow_the_seed(picture: np.ndarray) -> None:
 def test_a_set_with_moves_behind_it(picture: np.ndarray) -> None:
     frames = FrameSet(np.stack([picture] * 3), (Video("a", 10.0, 0, 3),), {"broken.mp4": "cut off"})
     more = with_camera_moves(frames, 2, 5, 12.0, seed=0)
-    assert [(v.part, v.start, v.num_frames, v.fps) for v in more.videos] == [(0, 0, 3, 10), (1, 0, 5, 12), (1, 5, 5, 12)]
+    assert [(v.part, v.start, v.num_frames, v.fps) for v in more.videos] == [
+        (0, 0, 3, 10),
+        (1, 0, 5, 12),
+        (1, 5, 5, 12),
+    ]
     assert list(more.skipped) == ["broken.mp4"] and more.size(more.videos[1]) == (128, 96)
     again = with_camera_moves(frames, 2, 5, 12.0, seed=0)
     for video in more.videos:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svdcli.cli.console import out
+from svdcli.errors import UsageError
 
 if TYPE_CHECKING:
     from svdcli.engine.preflight import Start
@@ -28,8 +29,16 @@ def train(
         float | None,
         typer.Option(help="Save and stop after this long; the same command goes on. (run.minutes)"),
     ] = None,
+    show_batch: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.png", help="Draw what the network is fed, with its ids, and train nothing."),
+    ] = None,
+    show_step: Annotated[int, typer.Option(min=0, help="The step that --show-batch draws.")] = 0,
 ) -> None:
     """Train a model as a recipe says. The same command again resumes it where it stopped."""
+    if show_batch is not None:
+        _show(recipe, list(set_ or []), show_batch, show_step)
+        return
     from svdcli.engine.preflight import check
     from svdcli.engine.state import CHECKPOINT
     from svdcli.recipe.recipe import load_recipe
@@ -59,6 +68,17 @@ def train(
     ]
     out.result(facts, lines)
     out.next(_next(start.recipe) if done else f"svd train {recipe}   (the same command, for the other steps)")
+
+
+def _show(path: Path, changes: list[str], file: Path, step: int) -> None:
+    from svdcli.engine.preflight import check
+    from svdcli.engine.show import show_batch
+    from svdcli.recipe.recipe import load_recipe
+
+    if file.suffix.lower() != ".png":
+        raise UsageError(f"--show-batch draws a png, and {file} is none.", "Give a name that ends in .png.")
+    rows = show_batch(check(load_recipe(path, changes)).recipe, step, file)
+    out.result({"file": file, "step": step, "clips": [row.title for row in rows]}, [str(file)])
 
 
 def _introduce(start: Start) -> None:

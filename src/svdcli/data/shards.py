@@ -29,6 +29,18 @@ SHARD_BYTES = 512 * 2**20
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,90}")  # no dot: WebDataset ends the key there; short: one header block
 
 
+def require_pyarrow() -> tuple[Any, Any]:
+    """pyarrow and its Parquet. Raises MachineError where it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MachineError(
+            "Shards need pyarrow, which is not installed.", "pip install 'svdcli[shards]'"
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
 class ShardWriter:
     """Appends clips to a dataset folder or URL: `with ShardWriter(place) as writer: writer.add(clip, mp4)`.
 
@@ -82,9 +94,7 @@ class ShardWriter:
 
     def flush(self) -> None:
         """Close the shard, put it in its place, then its index."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+        pa, pq = require_pyarrow()
         if self._tar is None or self._file is None:
             return
         self._tar.close()
@@ -167,9 +177,7 @@ def index_files(place: str | Path) -> list[str]:
 
 def read_index(place: str | Path, columns: Sequence[str] | None = None) -> Any:
     """The index as one pyarrow table, shards in order. Raises InputError where it is absent, empty or damaged."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    pa, pq = require_pyarrow()
     filesystem, _ = open_place(place)
     tables = []
     for path in index_files(place):

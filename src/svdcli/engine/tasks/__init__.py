@@ -5,15 +5,28 @@ One loop runs them all.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from svdcli.data.dataset import by_reason
 from svdcli.data.footage import Footage
 from svdcli.recipe.recipe import ImageToVideoTask, Recipe, VAETask
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One example of a batch, as the network is fed it."""
+
+    title: str
+    """its name, and the ids fed with it"""
+    frames: npt.NDArray[np.uint8]
+    """(T, H, W, 3)"""
 
 
 class Task(Protocol):
@@ -33,6 +46,9 @@ class Task(Protocol):
         self, network: nn.Module, batch: Any, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         """-> scalar loss and figures to log. Calls `network`, which Fabric wraps, never an inner module."""
+
+    def preview(self, batch: Any, generator: torch.Generator) -> list[Preview]:
+        """What `loss`, handed the same, feeds the network: pictures and ids of each example."""
 
     def notes(self) -> list[str]:
         """Sentences that a person should read when training starts, such as what was left out."""

@@ -16,8 +16,8 @@ from svdcli.data.examples import Example, Examples, Wish
 from svdcli.data.motion import MotionCalibration, motion_score
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
-from svdcli.engine.latents import Latents, to_pixels
-from svdcli.engine.tasks import data_notes
+from svdcli.engine.latents import Latents, to_frames, to_pixels
+from svdcli.engine.tasks import Preview, data_notes
 from svdcli.engine.tasks.parts import load_image_to_video, load_vae, require_same, save_image_to_video
 from svdcli.errors import InputError
 from svdcli.model.conditioning import augment_picture, condition_on_image
@@ -119,11 +119,33 @@ class ImageToVideo:
     def loss(
         self, network: nn.Module, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        sigma = draw_sigma(generator, len(batch.fps), self.task.p_mean, self.task.p_std)
-        keep = keep_mask(torch.rand(len(batch.fps), generator=generator), self.task).to(self.device)
+        sigma, keep = self._levels(batch, generator)
         losses = self.losses(network, batch, sigma, keep, generator)
         figures = {"sigma": sigma.mean().item(), "num_frames": float(batch.latents.shape[1])}
         return losses.mean(), figures | self.examples.figures()
+
+    def _levels(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """σ (B,) and what is kept of the condition (B, 2): the first that a step draws."""
+        sigma = draw_sigma(generator, len(batch.fps), self.task.p_mean, self.task.p_std)
+        keep = keep_mask(torch.rand(len(batch.fps), generator=generator), self.task)
+        return sigma, keep.to(self.device)
+
+    def preview(self, batch: Batch, generator: torch.Generator) -> list[Preview]:
+        """Each clip behind the noised frame that its condition latent is made of."""
+        sigma, keep = self._levels(batch, generator)
+        noise = torch.randn(batch.picture.shape, generator=generator).to(self.device)
+        pictures = to_frames(augment_picture(batch.picture, noise, batch.augment))
+        found = []
+        for i, example in enumerate(batch.examples):
+            window, (width, height) = example.window, example.size
+            ids = f"fps id {batch.fps[i] - 1:.3g}, motion bucket {batch.motion_bucket[i]:.0f}"
+            noised = f"σ of the condition {batch.augment[i]:.3f}, σ {sigma[i]:.3g}"
+            dropped = [n for n, kept in zip(("embedding", "latent"), keep[i].tolist(), strict=True) if not kept]
+            gone = f", without {' and '.join(dropped)}" if dropped else ""
+            place = f"{width}x{height}x{len(window.numbers)}, frames {window.numbers[0]}..{window.numbers[-1]}"
+            frames = np.concatenate([pictures[i][None], example.pixels])
+            found.append(Preview(f"{window.video.name}: {ids}, {noised}{gone}; {place}", frames))
+        return found
 
     def losses(
         self, network: nn.Module, batch: Batch, sigma: Tensor, keep: Tensor, generator: torch.Generator

@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from svdcli.data.dataset import open_dataset
 from svdcli.data.footage import Footage
-from svdcli.engine.latents import encode_frames, to_pixels
-from svdcli.engine.tasks import data_notes
+from svdcli.engine.latents import encode_frames, to_frames, to_pixels
+from svdcli.engine.tasks import Preview, data_notes
 from svdcli.engine.tasks.parts import load_vae, require_same, save_vae
 from svdcli.errors import InputError
 from svdcli.model.blocks import ResBlock, TemporalResBlock
@@ -140,6 +140,11 @@ class Autoencoder:
             loss = loss + own + self.task.adversarial_weight * adversarial
             figures |= {"discriminator": own.item(), "adversarial": adversarial.item()}
         return loss, figures
+
+    def preview(self, batch: Tensor, generator: torch.Generator) -> list[Preview]:
+        crops = to_frames(batch)
+        side = "x".join(map(str, (*crops.shape[2:4], crops.shape[1])))
+        return [Preview(f"crop {i + 1} of {len(crops)}, {side}", crop) for i, crop in enumerate(crops)]
 
     def notes(self) -> list[str]:
         return data_notes(self.train_set, self.held_out)
