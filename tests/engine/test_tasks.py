@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from svdcli.data.clip import Clip
 from svdcli.data.motion import motion_score
+from svdcli.data.shards import ShardWriter
 from svdcli.engine.tasks import i2v, make_task
 from svdcli.engine.tasks.i2v import ImageToVideo, keep_mask
 from svdcli.engine.tasks.parts import load_vae, save_vae
@@ -20,7 +22,6 @@ from svdcli.engine.tasks.vae import Autoencoder, psnr_db
 from svdcli.engine.train import train
 from svdcli.errors import InputError
 from svdcli.model.bundle import Bundle
-from svdcli.model.vae import VAE, VAEConfig
 from svdcli.recipe.recipe import Recipe
 
 Make = Callable[..., Recipe]
@@ -274,7 +275,9 @@ def test_ids_are_those_of_the_clip(task: ImageToVideo) -> None:
         stride = numbers[1] - numbers[0]
         assert len(frames) == batch.latents.shape[1] and 0.5 <= video.fps / stride / fps <= 2
         assert np.array_equal(frames, task.train_set.take(video, numbers))
-        latents = task.vae.encode(torch.from_numpy(frames.copy()).float().div(127.5).sub(1).movedim(3, 1)[None])[0]
+        latents = task.vae.encode(
+            torch.from_numpy(frames.copy()).float().div(127.5).sub(1).movedim(3, 1)[None]
+        )[0]
         expected = latents * task.vae.config.scaling_factor
         torch.testing.assert_close(batch.latents[clip], expected, rtol=5e-3, atol=5e-3)
         assert batch.fps[clip].item() == pytest.approx(fps)
@@ -283,6 +286,41 @@ def test_ids_are_those_of_the_clip(task: ImageToVideo) -> None:
         picture = torch.from_numpy(frames[0].copy()).float().div(127.5).sub(1).permute(2, 0, 1)
         torch.testing.assert_close(batch.picture[clip], picture)
     assert len(set(batch.motion_bucket.tolist())) > 1
+
+
+def test_a_preview_is_what_the_loss_feeds(task: ImageToVideo, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, added = task.batch([0, 4, 0, 0]), []
+    rows = task.preview(batch, torch.Generator().manual_seed(3))
+    real = i2v.augment_picture
+    monkeypatch.setattr(i2v, "augment_picture", lambda *a: (added.append(real(*a)), added[-1])[1])
+    with torch.no_grad():
+        task.loss(task.network, batch, torch.Generator().manual_seed(3))
+    pictures = added[0].clamp(-1, 1).add(1).mul(127.5).round().byte().movedim(1, 3).numpy()
+    assert len(rows) == 4
+    for clip, (row, example) in enumerate(zip(rows, batch.examples, strict=True)):
+        assert np.array_equal(row.frames[0], pictures[clip]) and np.array_equal(
+            row.frames[1:], example.pixels
+        )
+        assert row.title.startswith(
+            f"{example.window.video.name}: fps id {batch.fps[clip] - 1:.3g}, motion bucket"
+        )
+        assert f"{batch.motion_bucket[clip]:.0f}, σ of the condition {batch.augment[clip]:.3f}" in row.title
+
+
+def test_shards_train_as_a_folder_does(make_i2v: MakeTask, footage: Path, tmp_path: Path) -> None:
+    """The task knows nothing of how its footage is stored."""
+    with ShardWriter(tmp_path / "shards") as writer:
+        for number in range(4):
+            clip = Clip(f"v{number}", f"v{number}.mp4", 0.0, 2.0, 12.0, 64, 64, 24, motion=0.1 + number)
+            writer.add(clip, (footage / f"v{number}.mp4").read_bytes())
+    changes = {"data.source": tmp_path / "shards", "data.sampling": "shuffle", "task.drop_both": 0.0}
+    task = make_i2v(changes)
+    batch = task.batch([0, 0, 0, 0])
+    assert {e.window.video.name for e in batch.examples} == {"v0", "v1", "v2"}
+    loss, figures = task.loss(task.network, batch, torch.Generator().manual_seed(0))
+    assert torch.isfinite(loss) and "corrupt_clips" not in figures
+    uncached = make_i2v(changes | {"data.latent_cache": False}).batch([0, 0, 0, 0])
+    torch.testing.assert_close(batch.latents, uncached.latents, rtol=5e-3, atol=5e-3)
 
 
 def test_shares_of_what_is_dropped(task: ImageToVideo) -> None:
