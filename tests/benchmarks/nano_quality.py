@@ -295,7 +295,9 @@ def prepare(options: argparse.Namespace) -> tuple[Maker, FrameSet]:
         guidance=options.guidance or settings.guidance,
     )
     residence = Residence(files, "high", torch.device(options.device), torch.float32)
-    held_out = [p for p in find_videos(data) if is_held_out(p.name, p.name, data.held_out, data.held_out_share)]
+    held_out = [
+        p for p in find_videos(data) if is_held_out(p.name, p.name, data.held_out, data.held_out_share)
+    ]
     options.out.mkdir(parents=True, exist_ok=True)
     size = settings.width, settings.height
     footage = load_frames(held_out, *size, data.max_fps, data.max_frames, options.out / "cache")

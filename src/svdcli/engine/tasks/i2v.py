@@ -140,9 +140,13 @@ class ImageToVideo:
             window, (width, height) = example.window, example.size
             ids = f"fps id {batch.fps[i] - 1:.3g}, motion bucket {batch.motion_bucket[i]:.0f}"
             noised = f"σ of the condition {batch.augment[i]:.3f}, σ {sigma[i]:.3g}"
-            dropped = [n for n, kept in zip(("embedding", "latent"), keep[i].tolist(), strict=True) if not kept]
+            dropped = [
+                n for n, kept in zip(("embedding", "latent"), keep[i].tolist(), strict=True) if not kept
+            ]
             gone = f", without {' and '.join(dropped)}" if dropped else ""
-            place = f"{width}x{height}x{len(window.numbers)}, frames {window.numbers[0]}..{window.numbers[-1]}"
+            place = (
+                f"{width}x{height}x{len(window.numbers)}, frames {window.numbers[0]}..{window.numbers[-1]}"
+            )
             frames = np.concatenate([pictures[i][None], example.pixels])
             found.append(Preview(f"{window.video.name}: {ids}, {noised}{gone}; {place}", frames))
         return found
@@ -192,7 +196,9 @@ class ImageToVideo:
     def _evaluation_clip(self, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
         pixels = to_pixels(frames)[None].to(self.device)
         bucket = self.calibration.bucket(motion_score(frames, fps))
-        fed, moved, noised = (torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT))
+        fed, moved, noised = (
+            torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT)
+        )
         latents = self.vae.encode(pixels) * self.vae.config.scaling_factor
         return Batch(latents, pixels[:, 0], fed, moved, noised)
 
