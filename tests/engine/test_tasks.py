@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,24 +182,6 @@ def test_psnr() -> None:
 
 
 # ---- image to video ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained_vae(recipe_in: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an autoencoder of 8×8 pixels a latent, exported as it begins."""
-    folder = tmp_path_factory.mktemp("vae")
-    changes = {"task.block_out_channels": [16, 16, 16, 32], "task.latent_channels": 4}
-    task = make_task(recipe_in(folder, changes), CPU, folder / "cache")
-    task.export(task.network, folder, "{}")
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_clips() -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(i2v, "CALIBRATION_CLIPS", 12)
-    yield
-    patch.undo()
 
 
 MakeTask = Callable[..., ImageToVideo]

@@ -26,6 +26,17 @@ _SLACK = 1.001  # rates that differ by less are one rate
 
 
 @dataclass(frozen=True)
+class Batches:
+    """How the batches of a run follow each other."""
+
+    size: int
+    """clips a batch"""
+    seed: int = 0
+    parts: int = 1
+    """batches a step, of all processes together"""
+
+
+@dataclass(frozen=True)
 class Wish:
     """What clips a task asks for."""
 
@@ -62,13 +73,10 @@ class Example:
 
 
 class Examples:
-    """The batches of a footage.
+    """The batches of a footage. Raises InputError where no clip is as wished."""
 
-    `parts`: batches a step, of all processes together. Raises InputError where no clip is as wished.
-    """
-
-    def __init__(self, footage: Footage, wish: Wish, batch_size: int, seed: int = 0, parts: int = 1) -> None:
-        self.footage, self.wish, self.batch_size, self.parts = footage, wish, batch_size, parts
+    def __init__(self, footage: Footage, wish: Wish, batches: Batches) -> None:
+        self.footage, self.wish, self.batch_size, self.parts = footage, wish, batches.size, batches.parts
         self.videos = footage.videos
         self.tried, self.corrupt = 0, Counter[str]()
         self._first_corrupt: list[str] = []
@@ -78,7 +86,7 @@ class Examples:
         self._groups: dict[Size, list[int]] = {}
         self._order: Order | None = None
         if wish.sampling == "shuffle":
-            self._group_by_length(seed)
+            self._group_by_length(batches.seed)
         else:
             for index, video in enumerate(self.videos):
                 self._groups.setdefault(footage.size(video), []).append(index)

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from svdcli.data.dataset import count_videos
 from svdcli.diffusion.guidance import parse_guidance
 from svdcli.engine.launch import check_machine
 from svdcli.engine.state import CHECKPOINT, saved_run
-from svdcli.engine.tasks.parts import require_vae
+from svdcli.engine.tasks.parts import as_reference, require_vae
+from svdcli.engine.tasks.text import require_text
 from svdcli.io.files import check_writable
 from svdcli.model.bundle import open_bundle
 from svdcli.model.perceptual import perceptual_weights
-from svdcli.recipe.recipe import ImageToVideoTask, Recipe, resume_recipe
+from svdcli.recipe.recipe import (
+    DiffusionTask,
+    ImageToVideoTask,
+    Recipe,
+    TextTask,
+    TextToImageTask,
+    TextToVideoTask,
+    VideoTask,
+    resume_recipe,
+)
+
+STARTS: dict[type, tuple[str, ...]] = {
+    TextToImageTask: ("image",),
+    TextToVideoTask: ("image", "t2v"),
+    ImageToVideoTask: ("t2v", "i2v"),
+}
+"""Which bundles a task can go on from."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +59,8 @@ def check(recipe: Recipe) -> Start:
     check_machine(recipe.machine)
     num_videos, num_held_out = count_videos(recipe.data)
     task = recipe.task
-    if isinstance(task, ImageToVideoTask):
-        require_vae(task.vae)
-        parse_guidance(task.guidance, max(task.num_frames))
-        if task.start is not None:
-            open_bundle(_as_path(task.start)).require_task("i2v")
+    if isinstance(task, DiffusionTask):
+        _check_diffusion(task)
     else:
         if task.start is not None:
             require_vae(task.start)
@@ -57,6 +70,13 @@ def check(recipe: Recipe) -> Start:
     return Start(recipe, saved[0] if saved else 0, num_videos, num_held_out, tuple(changes))
 
 
-def _as_path(start: Path) -> Path | str:
-    """A bundle's path, or its name, such as svd-xt."""
-    return start if start.exists() else str(start)
+def _check_diffusion(task: DiffusionTask) -> None:
+    """Raise InputError where the autoencoder, the start or the text encoder of a task is not what it can use."""
+    require_vae(task.vae)
+    parse_guidance(task.guidance, max(task.num_frames) if isinstance(task, VideoTask) else 1)
+    if task.start is not None:
+        files = open_bundle(as_reference(task.start))
+        if files.task not in STARTS[type(task)]:
+            files.require_task(STARTS[type(task)][-1])
+    if isinstance(task, TextTask) and task.text is not None:
+        require_text(as_reference(task.text), task.context_dim)

@@ -146,20 +146,32 @@ def add_cross(block: SpatialBlock | TemporalBlock, x: Tensor, context: Context) 
 
 
 class SpatioTemporalTransformer(nn.Module):
-    """Spatial block, then temporal block on its output plus the frame index; one number blends them."""
+    """Spatial block, then temporal block on its output plus the frame index; one number blends them.
 
-    def __init__(self, width: int, num_heads: int, num_layers: int, context_width: int, groups: int) -> None:
+    With `temporal=False`, that of an image network, it holds the spatial blocks alone.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_layers: int,
+        context_width: int,
+        groups: int,
+        temporal: bool = True,
+    ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, 1e-6)
         self.proj_in = nn.Linear(width, width)
         self.transformer_blocks = nn.ModuleList(
             SpatialBlock(width, num_heads, context_width) for _ in range(num_layers)
         )
-        self.temporal_transformer_blocks = nn.ModuleList(
-            TemporalBlock(width, num_heads, context_width) for _ in range(num_layers)
-        )
-        self.time_pos_embed = EmbeddingMLP(width, 4 * width, width)
-        self.time_mixer = Mixer(0.5)
+        if temporal:
+            self.temporal_transformer_blocks = nn.ModuleList(
+                TemporalBlock(width, num_heads, context_width) for _ in range(num_layers)
+            )
+            self.time_pos_embed = EmbeddingMLP(width, 4 * width, width)
+            self.time_mixer = Mixer(0.5)
         self.proj_out = nn.Linear(width, width)
 
     def frame_embedding(self, num_frames: int, like: Tensor) -> Tensor:
@@ -167,17 +179,28 @@ class SpatioTemporalTransformer(nn.Module):
         index = torch.arange(num_frames, device=like.device)
         return self.time_pos_embed(sinusoid(index, like.shape[-1]).to(like.dtype))[:, None]
 
-    def forward(self, x: Tensor, context: Context, num_frames: int) -> Tensor:
-        """x (B T, C, H, W) -> the same shape."""
-        frames, _, height, width = x.shape
+    def forward(self, x: Tensor, context: Context, num_frames: int | None) -> Tensor:
+        """x (B T, C, H, W) -> the same shape. No num_frames: images, no temporal path."""
+        height, width = x.shape[-2:]
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
-        position = self.frame_embedding(num_frames, h).repeat(frames // num_frames, 1, 1)
+        h = self.over_frames(h, context) if num_frames is None else self.over_clips(h, context, num_frames)
+        h = self.proj_out(h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return h.add_(x)
+
+    def over_frames(self, h: Tensor, context: Context) -> Tensor:
+        """Tokens (B T, N, D) -> the same, each frame by itself."""
+        for spatial in self.transformer_blocks:
+            h = spatial(h, context)
+        return h
+
+    def over_clips(self, h: Tensor, context: Context, num_frames: int) -> Tensor:
+        """Tokens (B T, N, D) -> the same, the frames of a clip seeing one another."""
+        position = self.frame_embedding(num_frames, h).repeat(h.shape[0] // num_frames, 1, 1)
         alpha = torch.sigmoid(self.time_mixer.mix_factor).to(h.dtype)  # under autocast the two differ
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             h = spatial(h, context)
             h = torch.lerp(temporal(h + position, num_frames, context), h, alpha)
-        h = self.proj_out(h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return h.add_(x)
+        return h
 
 
 class FrameAttention(nn.Module):

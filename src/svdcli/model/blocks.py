@@ -99,8 +99,10 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        """x (B T, C, H, W), emb (B, D) after its SiLU -> (B T, C', H, W)."""
+    def forward(self, x: Tensor, emb: Tensor | None, num_frames: int | None = None) -> Tensor:
+        """x (B T, C, H, W), emb (B, D) after its SiLU -> (B T, C', H, W). Frames do not see one another: their number
+        is taken only so that an image network may have this in the place of a `SpatioTemporalResBlock`.
+        """
         shift = self.time_emb_proj(emb) if self.time_emb_proj is not None else None
         if shift is not None and shift.shape[0] > 1:
             shift = shift.repeat_interleave(x.shape[0] // shift.shape[0], dim=0)

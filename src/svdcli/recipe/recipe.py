@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,6 +17,7 @@ from svdcli.errors import RecipeError, UsageError
 Positive = Annotated[int, Field(gt=0)]
 Side = Annotated[int, Field(ge=64, multiple_of=8)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 FREE_ON_RESUME = ("run.minutes", "run.num_steps", "machine")
 """Keys that may change, without a word, when a run is resumed."""
@@ -28,6 +29,7 @@ SAID_ON_RESUME = (
     "data.source",
     "task.vae",
     "task.start",
+    "task.text",
 )
 """Keys that may change when a run is resumed, and are then named. All others began with the run and stay."""
 
@@ -127,14 +129,13 @@ class VAETask(Section):
         return self
 
 
-class ImageToVideoTask(Section):
-    """Train the UNet and the image encoder to continue a frame (SVD paper §4.2, app. D.4)."""
+class DiffusionTask(Section):
+    """What the tasks that train a UNet on latents share."""
 
-    kind: Literal["i2v"]
     vae: Path
     """bundle or run with the autoencoder"""
     start: Path | None = None
-    """bundle whose UNet and image encoder are continued"""
+    """bundle, or single file, whose network is continued; absent: a new one"""
     block_out_channels: tuple[Positive, ...]
     norm_num_groups: Positive = 32
     num_attention_heads: tuple[Positive, ...]
@@ -143,31 +144,13 @@ class ImageToVideoTask(Section):
     attention_levels: tuple[bool, ...]
     """which levels hold transformers"""
     context_dim: Positive
-    """width of the image embedding"""
-    num_frames: tuple[Positive, ...]
-    """clip lengths; each step trains one of them"""
-    fps: tuple[float, float]
-    """range of frame rates that clips are labelled with; each is drawn on its own, so that footage plays
-    slower and faster than life"""
-    max_speed: Annotated[float, Field(ge=1)] = 2.0
-    """how much faster or slower than life a clip may play"""
-    camera_moves: Annotated[int, Field(ge=0)] = 0
-    """clips made from still frames by panning and zooming, mixed in"""
-    p_mean: float = 1.0
+    """width of the context: of the image embedding, or of a token of text"""
+    p_mean: float
     """mean of ln σ"""
-    p_std: Annotated[float, Field(gt=0)] = 1.6
+    p_std: Annotated[float, Field(gt=0)]
     """standard deviation of ln σ"""
     huber: Annotated[float, Field(gt=0)] | None = None
     """errors of F beyond this count linearly in training; absent: squared, as in the paper"""
-    augment_mean: float = -3.0
-    """mean of ln σ of the noise added to the condition frame"""
-    augment_std: Annotated[float, Field(ge=0)] = 0.5
-    drop_embedding: Fraction = 0.05
-    """share of clips whose image embedding alone is zeroed"""
-    drop_latent: Fraction = 0.05
-    """share whose condition latent alone is zeroed"""
-    drop_both: Fraction = 0.1
-    """share with both zeroed: the null condition of guidance"""
     guidance: str = "1.0:2.5"
     """what the bundle suggests to sample with: scale, or first:last over the frames"""
     num_steps: Positive = 25
@@ -180,7 +163,7 @@ class ImageToVideoTask(Section):
     """first noise level that the bundle suggests"""
 
     @model_validator(mode="after")
-    def _check_shape(self) -> ImageToVideoTask:
+    def _check_shape(self) -> Self:
         _check_groups(self.block_out_channels, self.norm_num_groups)
         levels = len(self.block_out_channels)
         for name in ("num_attention_heads", "attention_levels"):
@@ -189,15 +172,114 @@ class ImageToVideoTask(Section):
         for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(f"{width} channels cannot be shared among {heads} num_attention_heads")
+        return self
+
+
+class VideoTask(DiffusionTask):
+    """What the tasks on clips share."""
+
+    num_frames: tuple[Positive, ...]
+    """clip lengths; each step trains one of them"""
+    fps: tuple[float, float]
+    """range of frame rates that clips are labelled with; each is drawn on its own, so that footage plays
+    slower and faster than life"""
+    max_speed: Annotated[float, Field(ge=1)] = 2.0
+    """how much faster or slower than life a clip may play"""
+    camera_moves: Annotated[int, Field(ge=0)] = 0
+    """clips made from still frames by panning and zooming, mixed in"""
+
+    @model_validator(mode="after")
+    def _check_clips(self) -> Self:
         if not self.num_frames or min(self.num_frames) < 2:
             raise ValueError("num_frames needs clip lengths of 2 frames or more")
         if not 0 < self.fps[0] <= self.fps[1]:
             raise ValueError("fps must be a range [lowest, highest] above 0")
+        return self
+
+
+class TextTask(DiffusionTask):
+    """What the tasks that condition on captions share."""
+
+    text: Path | None = None
+    """bundle with the text encoder and the tokenizer; absent: no text, the context is one token of zeros"""
+    drop_text: Fraction = 0.15
+    """share of clips whose caption is replaced by the empty one: the null condition of guidance"""
+    caption_mix: tuple[Share, Share, Share] = (0.5, 0.25, 0.25)
+    """how often a clip is told by the caption of its middle frame, of the video, and by their summary; of those
+    that it has"""
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> Self:
+        if sum(self.caption_mix) <= 0:
+            raise ValueError("caption_mix needs a share above 0")
+        return self
+
+
+class TextToImageTask(TextTask):
+    """Train the UNet on single frames, at continuous noise levels (SVD paper, app. D.2): stage 1."""
+
+    kind: Literal["t2i"]
+    p_mean: float = -1.2
+    p_std: Annotated[float, Field(gt=0)] = 1.0
+    train: Literal["all", "time_embedding"] = "all"
+    """the time embedding alone learns what the new noise input means and leaves the rest as it is"""
+
+
+class TextToVideoTask(TextTask, VideoTask):
+    """Train the UNet on clips (SVD paper §3.2, §4.1, app. D.2 and D.3): stages 2 and 3. A start that is an image model
+    gets temporal layers, silent at first.
+    """
+
+    kind: Literal["t2v"]
+    p_mean: float = -1.2
+    p_std: Annotated[float, Field(gt=0)] = 1.0
+    image_share: Fraction = 0.0
+    """share of batches that are images: as many frames as clips otherwise, without the temporal layers"""
+    train: Literal["all", "temporal", "spatial"] = "all"
+    """temporal: what a video network has and an image network has not, the layers of the ids among it"""
+
+    @model_validator(mode="after")
+    def _check_train(self) -> Self:
+        if self.train == "temporal" and self.image_share:
+            raise ValueError("image_share trains nothing where train is temporal")
+        return self
+
+
+class ImageToVideoTask(VideoTask):
+    """Train the UNet and the image encoder to continue a frame (SVD paper §4.2, app. D.4).
+
+    A start that is a text-to-video model gets the inputs for the frame, silent at first, and a new image encoder.
+    """
+
+    kind: Literal["i2v"]
+    p_mean: float = 1.0
+    p_std: Annotated[float, Field(gt=0)] = 1.6
+    augment_mean: float = -3.0
+    """mean of ln σ of the noise added to the condition frame"""
+    augment_std: Annotated[float, Field(ge=0)] = 0.5
+    drop_embedding: Fraction = 0.05
+    """share of clips whose image embedding alone is zeroed"""
+    drop_latent: Fraction = 0.05
+    """share whose condition latent alone is zeroed"""
+    drop_both: Fraction = 0.1
+    """share with both zeroed: the null condition of guidance"""
+
+    @model_validator(mode="after")
+    def _check_drops(self) -> Self:
         if self.drop_embedding + self.drop_latent + self.drop_both > 1:
             raise ValueError(
                 "drop_embedding, drop_latent and drop_both are shares and may not exceed 1 together"
             )
         return self
+
+
+TASKS: dict[str, type[Section]] = {
+    "vae": VAETask,
+    "t2i": TextToImageTask,
+    "t2v": TextToVideoTask,
+    "i2v": ImageToVideoTask,
+}
+"""The section `task` by its `kind`."""
 
 
 class Optim(Section):
@@ -245,7 +327,9 @@ class Machine(Section):
 class Recipe(Section):
     """A training run, whole."""
 
-    task: Annotated[VAETask | ImageToVideoTask, Field(discriminator="kind")]
+    task: Annotated[
+        VAETask | TextToImageTask | TextToVideoTask | ImageToVideoTask, Field(discriminator="kind")
+    ]
     data: Data
     optim: Optim
     run: Run
@@ -311,7 +395,10 @@ def _explain(error: ValidationError, name: str) -> RecipeError:
     where, kind = ".".join(path) or "the recipe", first["type"]
     more = f" ({count - 1} more after it)" if count > 1 else ""
     if kind == "extra_forbidden":
-        return RecipeError(f"{name}: there is no key {where}{more}.", _nearest(path, str(first["loc"][1:2])))
+        return RecipeError(
+            f"{name}: there is no key {where}{more}.",
+            _nearest(path, str(first["loc"][1]) if len(first["loc"]) > 1 else ""),
+        )
     if kind == "missing" or kind == "union_tag_not_found":
         where += ".kind" if kind == "union_tag_not_found" else ""
         return RecipeError(f"{name}: the key {where} is missing{more}.", "Add it, or give it with --set.")
@@ -325,7 +412,7 @@ def _explain(error: ValidationError, name: str) -> RecipeError:
 def _nearest(path: list[str], tag: str) -> str:
     """Names the known key that is nearest to an unknown one, in its own section first."""
     sections: dict[str, type[Section]] = {"data": Data, "optim": Optim, "run": Run, "machine": Machine}
-    sections["task"] = VAETask if "vae" in tag else ImageToVideoTask
+    sections["task"] = TASKS.get(tag, ImageToVideoTask)
     own = sections[path[0]] if len(path) > 1 and path[0] in sections else Recipe
     near = difflib.get_close_matches(path[-1], own.model_fields, n=1)
     if near:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from svdcli.data.dataset import by_reason
+from svdcli.data.examples import Batches
 from svdcli.data.footage import Footage
-from svdcli.recipe.recipe import ImageToVideoTask, Recipe, VAETask
+from svdcli.recipe.recipe import Recipe, TextToImageTask, TextToVideoTask, VAETask
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,24 @@ def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
         from svdcli.engine.tasks.vae import Autoencoder
 
         return Autoencoder(recipe.task, recipe.data, recipe.run.batch_size, device, cache)
+    batches = batches_of(recipe)
+    if isinstance(recipe.task, TextToImageTask):
+        from svdcli.engine.tasks.t2i import TextToImage
+
+        return TextToImage(recipe.task, recipe.data, batches, device, cache)
+    if isinstance(recipe.task, TextToVideoTask):
+        from svdcli.engine.tasks.t2v import TextToVideo
+
+        return TextToVideo(recipe.task, recipe.data, batches, device, cache)
     from svdcli.engine.tasks.i2v import ImageToVideo
 
-    assert isinstance(recipe.task, ImageToVideoTask)
-    run, parts = recipe.run, parts_of(recipe)
-    return ImageToVideo(recipe.task, recipe.data, run.batch_size, device, cache, run.seed, parts)
+    return ImageToVideo(recipe.task, recipe.data, batches, device, cache)
 
 
-def parts_of(recipe: Recipe) -> int:
-    """Batches a step, of all processes together: a step's place in the order of the data follows from it."""
-    return recipe.run.accumulate * recipe.machine.devices
+def batches_of(recipe: Recipe) -> Batches:
+    """How the batches of a run follow each other, over all its processes."""
+    parts = recipe.run.accumulate * recipe.machine.devices
+    return Batches(recipe.run.batch_size, recipe.run.seed, parts)
 
 
 def data_notes(train_set: Footage, held_out: Footage, kind: str = "videos", left_out: int = 0) -> list[str]:

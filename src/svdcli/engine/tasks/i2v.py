@@ -10,28 +10,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svdcli.data.camera import with_camera_moves
-from svdcli.data.dataset import open_dataset
-from svdcli.data.examples import Example, Examples, Wish
-from svdcli.data.motion import MotionCalibration, motion_score
+from svdcli.data.examples import Batches, Example
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
-from svdcli.engine.latents import Latents, to_frames, to_pixels
-from svdcli.engine.tasks import Preview, data_notes
-from svdcli.engine.tasks.parts import load_image_to_video, load_vae, require_same, save_image_to_video
-from svdcli.errors import InputError
+from svdcli.engine.latents import to_frames, to_pixels
+from svdcli.engine.tasks import Preview
+from svdcli.engine.tasks.clips import ClipTask, place_of
+from svdcli.engine.tasks.parts import NUM_IDS, load_image_to_video, require_same, save_image_to_video
 from svdcli.model.conditioning import augment_picture, condition_on_image
 from svdcli.model.image_encoder import ImageEncoder
-from svdcli.model.settings import Settings
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.unet_start import can_start_still, start_still
 from svdcli.model.vae import VAEConfig
 from svdcli.recipe.recipe import Data, ImageToVideoTask
 
-CALIBRATION_CLIPS = 400
-EVALUATION_FPS, EVALUATION_AUGMENT = 7, 0.02
-EVALUATION_SIGMAS = (0.2, 0.7, 2.0, 6.0, 20.0)
-CAMERA_FPS, CAMERA_FRAMES = 12.0, 32
+EVALUATION_AUGMENT = 0.02
 
 
 class Continuation(nn.Module):
@@ -68,52 +61,34 @@ class Batch:
     """where the clips come from"""
 
 
-class ImageToVideo:
+class ImageToVideo(ClipTask):
     """See `Task`."""
 
+    task: ImageToVideoTask
+
     def __init__(
-        self,
-        task: ImageToVideoTask,
-        data: Data,
-        batch_size: int,
-        device: torch.device,
-        cache: Path,
-        seed: int = 0,
-        parts: int = 1,
+        self, task: ImageToVideoTask, data: Data, batches: Batches, device: torch.device, cache: Path
     ) -> None:
-        self.task, self.data, self.device = task, data, device
-        self.vae = load_vae(task.vae).to(device).eval().requires_grad_(False)
-        train_set, self.held_out = open_dataset(data, cache)
-        self.train_set = with_camera_moves(train_set, task.camera_moves, CAMERA_FRAMES, CAMERA_FPS, seed=0)
-        wish = Wish(task.num_frames, task.fps, task.max_speed, data.sampling, data.max_corrupt_share)
-        self.examples = Examples(self.train_set, wish, batch_size, seed, parts)
-        if not self.evaluated():
-            raise InputError(
-                f"No held-out video has the {min(self.task.num_frames)} frames of a clip.",
-                "Hold out longer videos, see data.held_out.",
-            )
-        self.latents = Latents(self.vae, self.train_set, cache if data.latent_cache else None, device)
-        self.calibration = MotionCalibration.fit(self.examples.scores(CALIBRATION_CLIPS))
+        super().__init__(task, data, batches, device, cache)
         if task.start is not None:
-            unet, image_encoder = load_image_to_video(task.start if task.start.exists() else str(task.start))
+            unet, image_encoder = load_image_to_video(task.start, self.vae.config.latent_channels)
             require_same(unet.config, task)
         else:
-            unet, image_encoder = new_networks(task, self.vae.config, data.width)
-        self.network = Continuation(unet, image_encoder)
+            unet, image_encoder = new_unet(task, self.vae.config, data.width), None
+        self.network = Continuation(unet, image_encoder or new_image_encoder(task.context_dim))
 
     def batch(self, seed: list[int]) -> Batch:
         """Clips of one of the recipe's lengths, each with its own rate, motion bucket and augmentation."""
         rng = np.random.default_rng(seed)
-        drawn = self.examples.draw(seed, rng)
-        augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, len(drawn)))
-        latents = np.stack([self.latents.take(e.window.video, e.window.numbers, e.pixels) for e in drawn])
+        drawn = self.draw(seed, rng)
+        augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, len(drawn.examples)))
         return Batch(
-            torch.from_numpy(latents).float().mul_(self.vae.config.scaling_factor).to(self.device),
-            to_pixels(np.stack([e.pixels[0] for e in drawn])).to(self.device),
-            torch.tensor([e.window.fps for e in drawn], device=self.device),
-            torch.tensor([self.calibration.bucket(e.motion) for e in drawn], device=self.device),
+            drawn.latents,
+            to_pixels(np.stack([e.pixels[0] for e in drawn.examples])).to(self.device),
+            drawn.fps,
+            drawn.motion_bucket,
             torch.tensor(augment, dtype=torch.float32, device=self.device),
-            tuple(drawn),
+            drawn.examples,
         )
 
     def loss(
@@ -137,18 +112,14 @@ class ImageToVideo:
         pictures = to_frames(augment_picture(batch.picture, noise, batch.augment))
         found = []
         for i, example in enumerate(batch.examples):
-            window, (width, height) = example.window, example.size
             ids = f"fps id {batch.fps[i] - 1:.3g}, motion bucket {batch.motion_bucket[i]:.0f}"
             noised = f"σ of the condition {batch.augment[i]:.3f}, σ {sigma[i]:.3g}"
             dropped = [
                 n for n, kept in zip(("embedding", "latent"), keep[i].tolist(), strict=True) if not kept
             ]
             gone = f", without {' and '.join(dropped)}" if dropped else ""
-            place = (
-                f"{width}x{height}x{len(window.numbers)}, frames {window.numbers[0]}..{window.numbers[-1]}"
-            )
-            frames = np.concatenate([pictures[i][None], example.pixels])
-            found.append(Preview(f"{window.video.name}: {ids}, {noised}{gone}; {place}", frames))
+            title = f"{example.window.video.name}: {ids}, {noised}{gone}; {place_of(example)}"
+            found.append(Preview(title, np.concatenate([pictures[i][None], example.pixels])))
         return found
 
     def losses(
@@ -167,61 +138,24 @@ class ImageToVideo:
         noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
         return denoising_loss(denoiser, batch.latents, sigma.to(self.device), noise, self.task.huber)
 
-    @torch.no_grad()
-    def evaluate(self, network: Continuation) -> dict[str, float]:
-        """Held-out loss at fixed noise levels, on the clips of `evaluated`; the noise is always the same."""
-        bins: dict[float, list[float]] = {sigma: [] for sigma in EVALUATION_SIGMAS}
-        keep = torch.ones(1, 2, device=self.device)
-        for index, frames, fps in self.evaluated():
-            clip = self._evaluation_clip(frames, fps)
-            for sigma in EVALUATION_SIGMAS:
-                generator = torch.Generator().manual_seed(index)
-                bins[sigma].append(self.losses(network, clip, torch.tensor([sigma]), keep, generator).item())
-        figures = {f"held_out_loss_{sigma}": float(np.mean(values)) for sigma, values in bins.items()}
-        return figures | {"held_out_loss": float(np.mean(list(figures.values())))}
+    def held_out_losses(
+        self, network: nn.Module, clip: Batch, sigma: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """With all of the conditioning."""
+        return self.losses(network, clip, sigma, torch.ones(1, 2, device=self.device), generator)
 
-    def evaluated(self) -> list[tuple[int, npt.NDArray[np.uint8], float]]:
-        """Every other held-out video that is long enough.
-
-        -> its number, its first frames (T, H, W, 3) at about EVALUATION_FPS, and their rate.
-        """
-        num_frames, clips = min(self.task.num_frames), []
-        for index, video in enumerate(self.held_out.videos[::2]):
-            stride = max(1, round(video.fps / EVALUATION_FPS))
-            if (num_frames - 1) * stride < video.num_frames:
-                frames = self.held_out.take(video, range(0, num_frames * stride, stride))
-                clips.append((index, frames, video.fps / stride))
-        return clips
-
-    def _evaluation_clip(self, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
+    def held_out_clip(self, index: int, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
         pixels = to_pixels(frames)[None].to(self.device)
-        bucket = self.calibration.bucket(motion_score(frames, fps))
+        bucket = self.bucket(frames, fps)
         fed, moved, noised = (
             torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT)
         )
-        latents = self.vae.encode(pixels) * self.vae.config.scaling_factor
-        return Batch(latents, pixels[:, 0], fed, moved, noised)
-
-    def notes(self) -> list[str]:
-        kind = (
-            f"clips ({self.task.camera_moves} of them camera moves)" if self.task.camera_moves else "videos"
-        )
-        return data_notes(self.train_set, self.held_out, kind, self.examples.left_out)
+        return Batch(self.encoded(pixels), pixels[:, 0], fed, moved, noised)
 
     def export(self, network: Continuation, folder: Path, recipe_text: str) -> None:
         """The bundle of the averaged weights, in half precision, in `bundle/`."""
-        settings = Settings(
-            num_frames=network.unet.config.num_frames,
-            width=self.data.width,
-            height=self.data.height,
-            fps=round(sum(self.task.fps) / 2, 1),
-            guidance=self.task.guidance,
-            num_steps=self.task.num_steps,
-            sigma_min=self.task.sigma_min,
-            sigma_max=self.task.sigma_max,
-            sampler=self.task.sampler,
-            recipe=recipe_text,
-        )
+        num_frames = network.unet.config.num_frames
+        settings = self.suggested("i2v", self.task, num_frames, self.usual_fps(), recipe_text)
         parts = network.unet, network.image_encoder, self.vae
         save_image_to_video(*parts, self.calibration, settings, folder / "bundle")
 
@@ -233,9 +167,10 @@ def keep_mask(share: Tensor, task: ImageToVideoTask) -> Tensor:
     return torch.stack([~no_embedding, share >= latent], dim=1).float()
 
 
-def new_networks(task: ImageToVideoTask, vae: VAEConfig, width: int) -> tuple[UNet, ImageEncoder]:
-    """A UNet and an image encoder from scratch, as the recipe shapes them; still at first where that shape allows."""
+def new_unet(task: ImageToVideoTask, vae: VAEConfig, width: int) -> UNet:
+    """A UNet from scratch, as the recipe shapes it; still at first where that shape allows."""
     latent_channels, attends = vae.latent_channels, task.attention_levels
+    id_width = task.block_out_channels[0]
     unet = UNet(
         UNetConfig(
             in_channels=2 * latent_channels,
@@ -244,8 +179,8 @@ def new_networks(task: ImageToVideoTask, vae: VAEConfig, width: int) -> tuple[UN
             up_block_types=tuple(f"{'CrossAttn' * a}UpBlockSpatioTemporal" for a in reversed(attends)),
             block_out_channels=task.block_out_channels,
             norm_num_groups=task.norm_num_groups,
-            addition_time_embed_dim=task.block_out_channels[0],
-            projection_class_embeddings_input_dim=3 * task.block_out_channels[0],
+            addition_time_embed_dim=id_width,
+            projection_class_embeddings_input_dim=NUM_IDS * id_width,
             layers_per_block=task.layers_per_block,
             cross_attention_dim=task.context_dim,
             num_attention_heads=task.num_attention_heads,
@@ -257,8 +192,10 @@ def new_networks(task: ImageToVideoTask, vae: VAEConfig, width: int) -> tuple[UN
         start_still(unet, vae.scaling_factor)
     else:
         unet.reset()
+    return unet
+
+
+def new_image_encoder(width: int) -> ImageEncoder:
+    """A small image encoder from scratch, that trains with the UNet."""
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    image_encoder = ImageEncoder(
-        shape | {"image_size": 224, "patch_size": 32, "projection_dim": task.context_dim}
-    )
-    return unet, image_encoder
+    return ImageEncoder(shape | {"image_size": 224, "patch_size": 32, "projection_dim": width})
