@@ -113,7 +113,7 @@ class ImageToVideo(ClipTask):
         found = []
         for i, example in enumerate(batch.examples):
             ids = f"fps id {batch.fps[i] - 1:.3g}, motion bucket {batch.motion_bucket[i]:.0f}"
-            noised = f"σ of the condition {batch.augment[i]:.3f}, σ {sigma[i]:.3g}"
+            noised = f"sigma of the condition {batch.augment[i]:.3f}, sigma {sigma[i]:.3g}"
             dropped = [
                 n for n, kept in zip(("embedding", "latent"), keep[i].tolist(), strict=True) if not kept
             ]

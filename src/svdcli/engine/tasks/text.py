@@ -172,7 +172,7 @@ class TextTask(LatentTask):
         sigma = draw_sigma(generator, len(batch.texts), self.task.p_mean, self.task.p_std)
         found = []
         for i, (example, text) in enumerate(zip(batch.examples, batch.texts, strict=True)):
-            ids = f"σ {sigma[i]:.3g}; {place_of(example)}; {text!r}"
+            ids = f"sigma {sigma[i]:.3g}; {place_of(example)}; {text!r}"
             if batch.fps is not None and batch.motion_bucket is not None:
                 ids = f"fps id {batch.fps[i] - 1:.3g}, motion bucket {batch.motion_bucket[i]:.0f}, {ids}"
             found.append(Preview(f"{example.window.video.name}: {ids}", example.pixels))
