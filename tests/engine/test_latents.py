@@ -12,7 +12,8 @@ import torch
 from svdcli.data.footage import Video
 from svdcli.data.frames import FrameSet
 from svdcli.engine import latents as latents_module
-from svdcli.engine.latents import Latents, encoder_key, to_frames, to_pixels
+from svdcli.engine.generate import to_frames
+from svdcli.engine.latents import Latents, encoder_key, to_pixels
 from svdcli.model.vae import VAE, VAEConfig
 
 CPU = torch.device("cpu")

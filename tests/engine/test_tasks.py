@@ -286,7 +286,9 @@ def test_a_preview_is_what_the_loss_feeds(task: ImageToVideo, monkeypatch: pytes
         assert row.title.startswith(
             f"{example.window.video.name}: fps id {batch.fps[clip] - 1:.3g}, motion bucket"
         )
-        assert f"{batch.motion_bucket[clip]:.0f}, sigma of the condition {batch.augment[clip]:.3f}" in row.title
+        assert (
+            f"{batch.motion_bucket[clip]:.0f}, sigma of the condition {batch.augment[clip]:.3f}" in row.title
+        )
 
 
 def test_shards_train_as_a_folder_does(make_i2v: MakeTask, footage: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svdcli.cli.console import out
+from svdcli.cli.recipes import find_recipe
 from svdcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/nano/vae.toml.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A TOML recipe, the name of a shipped one (svd recipes list), or the folder of a run."
+        ),
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe: --set optim.lr=1e-5"),
@@ -31,14 +37,17 @@ def train(
     ] = None,
     show_batch: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.png", help="Draw what the network is fed, with its ids, and train nothing."),
+        typer.Option(
+            metavar="OUT.png", help="Draw what the network is fed, with its ids, and train nothing."
+        ),
     ] = None,
     show_step: Annotated[int, typer.Option(min=0, help="The step that --show-batch draws.")] = 0,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Train nothing; write the run so far as one page, RUN/report.html."),
+    ] = False,
 ) -> None:
     """Train a model as a recipe says. The same command again resumes it where it stopped."""
-    if show_batch is not None:
-        _show(recipe, list(set_ or []), show_batch, show_step)
-        return
     from svdcli.engine.preflight import check
     from svdcli.engine.state import CHECKPOINT
     from svdcli.recipe.recipe import load_recipe
@@ -46,7 +55,15 @@ def train(
     changes = list(set_ or [])
     if minutes is not None:
         changes.append(f"run.minutes={minutes}")
-    start = check(load_recipe(recipe, changes))
+    found = find_recipe(recipe)
+    if report:
+        _report(found.run or load_recipe(found.path, changes).run.folder, recipe)
+        return
+    if show_batch is not None:
+        _show(found.path, changes, show_batch, show_step)
+        return
+    start = check(load_recipe(found.path, changes))
+    out.say(f"recipe: {found}")
     _introduce(start)
     step, figures = _run(start)
 
@@ -81,6 +98,18 @@ def _show(path: Path, changes: list[str], file: Path, step: int) -> None:
     out.result({"file": file, "step": step, "clips": [row.title for row in rows]}, [str(file)])
 
 
+def _report(folder: Path, given: str) -> None:
+    """Write the page on the run in `folder`."""
+    from svdcli.engine.report import write_report
+
+    facts = write_report(folder)
+    step, num_steps = facts["step"], facts["num_steps"]
+    lines = [str(facts["report"]), f"step {step} of {num_steps}, {facts['num_samples']} sets of samples"]
+    out.result(facts, lines)
+    if step < num_steps:
+        out.next(f"svd train {given}   (the steps that are left)")
+
+
 def _introduce(start: Start) -> None:
     """What is about to happen, and what is different from the time before."""
     run = start.recipe.run
@@ -105,7 +134,7 @@ def _run(start: Start) -> tuple[int, dict[str, float]]:
             rate = 1.0 / max(new["seconds"], 1e-9)
             bar.advance(1, note=f"step {step}, loss {new['loss']:.4f}, {rate:.3g} steps/s")
 
-        state = run_training(start.recipe, report, out.say)
+        state = run_training(start.recipe, report, out.say, out.warn)
     return state.step, figures
 
 

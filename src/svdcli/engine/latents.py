@@ -84,12 +84,6 @@ def encode_frames(vae: VAE, frames: npt.NDArray[np.uint8], device: torch.device)
     return vae.encode(pixels[None])[0].cpu().numpy().astype(np.float16)
 
 
-def to_frames(pixels: torch.Tensor) -> Frames:
-    """float (..., 3, H, W), clipped to [-1, 1] -> uint8 (..., H, W, 3)."""
-    steps = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
-    return np.ascontiguousarray(steps.movedim(-3, -1).cpu().numpy().astype(np.uint8))
-
-
 def to_pixels(frames: npt.NDArray[np.uint8]) -> torch.Tensor:
     """uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.array(frames)).float().div_(127.5).sub_(1.0).movedim(-1, -3)

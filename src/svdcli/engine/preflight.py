@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from svdcli.data.dataset import count_videos
 from svdcli.diffusion.guidance import parse_guidance
 from svdcli.engine.launch import check_machine
+from svdcli.engine.loggers import require_loggers
 from svdcli.engine.state import CHECKPOINT, saved_run
 from svdcli.engine.tasks.parts import as_reference, require_vae
 from svdcli.engine.tasks.text import require_text
@@ -56,8 +57,7 @@ def check(recipe: Recipe) -> Start:
     saved, changes = saved_run(folder), list[str]()
     if saved is not None:
         recipe, changes = resume_recipe(saved[1], recipe)
-    check_machine(recipe.machine)
-    num_videos, num_held_out = count_videos(recipe.data)
+    num_videos, num_held_out = check_surroundings(recipe)
     task = recipe.task
     if isinstance(task, DiffusionTask):
         _check_diffusion(task)
@@ -68,6 +68,16 @@ def check(recipe: Recipe) -> Start:
             perceptual_weights()
     check_writable(folder / CHECKPOINT, parents=True)
     return Start(recipe, saved[0] if saved else 0, num_videos, num_held_out, tuple(changes))
+
+
+def check_surroundings(recipe: Recipe) -> tuple[int, int]:
+    """-> the number of videos to train on and held out, where devices, loggers and dataset are here.
+
+    Needs no weights and writes nothing.
+    """
+    check_machine(recipe.machine)
+    require_loggers(recipe.run.log)
+    return count_videos(recipe.data)
 
 
 def _check_diffusion(task: DiffusionTask) -> None:

@@ -20,6 +20,7 @@ from lightning_fabric.wrappers import _FabricModule
 
 from svdcli.engine.interrupts import Interrupts
 from svdcli.engine.launch import launch
+from svdcli.engine.observe import cost, observed
 from svdcli.engine.preflight import check
 from svdcli.engine.state import CHECKPOINT, TrainState
 from svdcli.engine.tasks import Task, make_task
@@ -34,10 +35,12 @@ LEAST_SCALE = 2.0**-6
 """A loss scale of 16-mixed precision below which the gradients, not the scale, are at fault."""
 
 
-def train(recipe: Recipe, report: Report, say: Say = lambda text: None) -> TrainState:
+def train(
+    recipe: Recipe, report: Report, say: Say = lambda text: None, warn: Say = lambda text: None
+) -> TrainState:
     """Train, or go on training, as the recipe says; the result is exported to the run's folder.
 
-    `report(step, figures)` and `say(sentence)` are called in the first process only. Returns early after
+    `report(step, figures)`, `say(sentence)` and `warn(sentence)` are called in the first process only. Returns early after
     `run.minutes`. SIGINT and SIGTERM are obeyed after the step that runs, with a checkpoint, by
     KeyboardInterrupt. Any other error leaves the last checkpoint as it is. Raises SvdError for what the user
     can mend, before anything starts where that can be known.
@@ -57,15 +60,16 @@ def train(recipe: Recipe, report: Report, say: Say = lambda text: None) -> Train
             for sentence in task.notes():
                 say(sentence)
         interrupts.defer = True
-        stopped = fit(
-            fabric,
-            task,
-            network,
-            state,
-            recipe,
-            report,
-            lambda: interrupts.wished or time.monotonic() > deadline,
-        )
+        with observed(fabric, recipe, task, state, report, warn) as seen:
+            stopped = fit(
+                fabric,
+                task,
+                network,
+                state,
+                recipe,
+                seen,
+                lambda: interrupts.wished or time.monotonic() > deadline,
+            )
         if first:
             state.save(folder, recipe_text)
         fabric.barrier()  # a process that ends early takes the others with it
@@ -113,6 +117,7 @@ def fit(
         figures = train_step(fabric, task, network, state, recipe)
         if fabric.global_rank > 0:
             continue
+        figures |= cost(fabric, run, figures["seconds"])
         if state.step % run.evaluate_every == 0 or state.step == run.num_steps:
             figures |= task.evaluate(state.average)
         log(run.folder, state.step, figures)

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 class PatchDiscriminator(nn.Module):
     """Clips (B, T, 3, H, W) in [-1, 1] -> a score for each patch, (B, 1, T, h, w); above 0 is "real". H and W 16 or more.
 
-    Spectral norms keep it from running ahead of the decoder.
+    Spectral norms keep its features from running ahead of the decoder; the last layer is free, or no verdict could be clear.
     """
 
     def __init__(self, widths: Sequence[int] = (32, 64, 128)) -> None:
@@ -21,7 +21,7 @@ class PatchDiscriminator(nn.Module):
             spectral_norm(nn.Conv3d(i, o, (3, 4, 4), stride=(1, 2, 2), padding=1))
             for i, o in zip((3, *widths[:-1]), widths, strict=True)
         )
-        self.score = spectral_norm(nn.Conv3d(widths[-1], 1, 3, padding=1))
+        self.score = nn.Conv3d(widths[-1], 1, 3, padding=1)
 
     def forward(self, clips: Tensor) -> Tensor:
         x = clips.transpose(1, 2)

@@ -19,7 +19,7 @@ Side = Annotated[int, Field(ge=64, multiple_of=8)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
-FREE_ON_RESUME = ("run.minutes", "run.num_steps", "machine")
+FREE_ON_RESUME = ("run.minutes", "run.num_steps", "run.sample_every", "run.log", "machine")
 """Keys that may change, without a word, when a run is resumed."""
 SAID_ON_RESUME = (
     "run.folder",
@@ -311,6 +311,10 @@ class Run(Section):
     """save and stop after this long, to be resumed by the same command"""
     checkpoint_every: Positive = 200
     evaluate_every: Positive = 200
+    sample_every: Positive | None = None
+    """steps between sample videos, which show the averaged and the raw weights side by side; absent: none"""
+    log: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv",)
+    """where figures and samples go; metrics.csv is the record and is always written"""
 
 
 class Machine(Section):
@@ -358,20 +362,29 @@ def _check_groups(widths: tuple[int, ...], groups: int) -> None:
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a TOML recipe and apply `section.key=value` overrides.
+    """Read a TOML recipe, or the JSON that a run folder keeps of one, and apply `section.key=value` overrides.
 
     Raises RecipeError, which names the key and its neighbour, and UsageError for an override that is none.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        tree = _from_json(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         hint = f"Give the path of a TOML recipe; a relative one starts at {Path.cwd()}."
         raise RecipeError(f"The recipe {path} cannot be read: {error.strerror}.", hint) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}.", "Mend the line that it names.") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise RecipeError(f"{path} is not valid {kind}: {error}.", "Mend the line that it names.") from error
     for override in overrides:
         _set(tree, override)
     return parse_recipe(tree, str(path))
+
+
+def _from_json(text: str) -> dict[str, Any]:
+    tree = json.loads(text)
+    if not isinstance(tree, dict):
+        raise json.JSONDecodeError("no object", text, 0)
+    return tree
 
 
 def parse_recipe(tree: dict[str, Any], name: str) -> Recipe:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,22 @@ from torch import Tensor, nn
 from svdcli.data.examples import Batches, Example
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
-from svdcli.engine.latents import to_frames, to_pixels
+from svdcli.engine.generate import Sampling, decode, generate, to_frames
+from svdcli.engine.latents import to_pixels
+from svdcli.engine.samples import NUM_SAMPLES, Held, Sample
 from svdcli.engine.tasks import Preview
 from svdcli.engine.tasks.clips import ClipTask, place_of
 from svdcli.engine.tasks.parts import NUM_IDS, load_image_to_video, require_same, save_image_to_video
 from svdcli.model.conditioning import augment_picture, condition_on_image
 from svdcli.model.image_encoder import ImageEncoder
+from svdcli.model.settings import Settings
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.unet_start import can_start_still, start_still
 from svdcli.model.vae import VAEConfig
 from svdcli.recipe.recipe import Data, ImageToVideoTask
 
 EVALUATION_AUGMENT = 0.02
+DECODE_CHUNK, DECODE_OVERLAP = 8, 3
 
 
 class Continuation(nn.Module):
@@ -152,11 +157,36 @@ class ImageToVideo(ClipTask):
         )
         return Batch(self.encoded(pixels), pixels[:, 0], fed, moved, noised)
 
+    def settings(self) -> Settings:
+        """How the bundle is best sampled."""
+        return self.suggested("i2v", self.task, self.network.unet.config.num_frames, self.usual_fps())
+
+    def sample(self, networks: Mapping[str, nn.Module]) -> list[Sample]:
+        """Held-out clips as they went on, and as each network continues their first frame; see `Samples`.
+
+        As the bundle suggests to sample, but with the rate and the motion of the clip beside it.
+        """
+        suggested, samples = Sampling.of(self.settings()), []
+        for index, frames, fps in self.evaluated()[:NUM_SAMPLES]:
+            bucket = self.bucket(frames, fps)
+            sampling = replace(suggested, fps=fps, motion_bucket=bucket)
+            video = self.held_out.videos[::2][index]
+            numbers = range(0, video.num_frames, max(1, round(video.fps / fps)))[: sampling.num_frames]
+            whole = self.held_out.take(video, numbers)
+            views = {"held-out": np.asarray(whole)}
+            for name, network in networks.items():
+                assert isinstance(network, Continuation)
+                parts = {"unet": network.unet, "image_encoder": network.image_encoder, "vae": self.vae}
+                residence = Held(parts, self.device)
+                latents = generate(residence, to_pixels(frames[:1]), [index], sampling)[0]
+                views[name] = decode(residence, latents, DECODE_CHUNK, DECODE_OVERLAP)[0]
+            samples.append(Sample(video.name, fps, views))
+        return samples
+
     def export(self, network: Continuation, folder: Path, recipe_text: str) -> None:
         """The bundle of the averaged weights, in half precision, in `bundle/`."""
-        num_frames = network.unet.config.num_frames
-        settings = self.suggested("i2v", self.task, num_frames, self.usual_fps(), recipe_text)
         parts = network.unet, network.image_encoder, self.vae
+        settings = replace(self.settings(), recipe=recipe_text)
         save_image_to_video(*parts, self.calibration, settings, folder / "bundle")
 
 

@@ -80,7 +80,7 @@ class LatentTask:
         return data_notes(self.train_set, self.held_out, kind, left_out)
 
     def suggested(
-        self, kind: str, task: DiffusionTask, num_frames: int, fps: float, recipe_text: str
+        self, kind: str, task: DiffusionTask, num_frames: int, fps: float, recipe_text: str = ""
     ) -> Settings:
         """How the bundle is best sampled, as far as the tasks agree on it."""
         return Settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,9 @@ from torch.func import functional_call
 
 from svdcli.data.dataset import open_dataset
 from svdcli.data.footage import Footage
-from svdcli.engine.latents import encode_frames, to_frames, to_pixels
+from svdcli.engine.generate import to_frames
+from svdcli.engine.latents import encode_frames, to_pixels
+from svdcli.engine.samples import NUM_SAMPLES, Sample
 from svdcli.engine.tasks import Preview, data_notes
 from svdcli.engine.tasks.parts import load_vae, require_same, save_vae
 from svdcli.errors import InputError
@@ -164,6 +167,23 @@ class Autoencoder:
             scores.append(np.mean([psnr_db(e) for e in errors.tolist()]))
             latents.append(z.flatten())
         return {"held_out_psnr_db": float(np.mean(scores)), "latent_std": torch.cat(latents).std().item()}
+
+    @torch.inference_mode()
+    def sample(self, networks: Mapping[str, nn.Module]) -> list[Sample]:
+        """Held-out frames, and their reconstruction by each network; see `Samples`."""
+        samples = []
+        for video in self.held_out.videos[:NUM_SAMPLES]:
+            frames = self.held_out.take(video, range(min(LONGEST_EVALUATED, video.num_frames)))
+            pixels = to_pixels(frames[None]).to(self.device)
+            views = {"held-out": frames}
+            for name, network in networks.items():
+                vae = network.vae
+                assert isinstance(vae, VAE)
+                views[name] = to_frames(
+                    vae.decode(vae.encode(pixels), as_images=self.task.num_frames == 1)[0]
+                )
+            samples.append(Sample(video.name, video.fps, views))
+        return samples
 
     def export(self, network: Reconstruction, folder: Path, recipe_text: str) -> None:
         """The autoencoder with its scaling factor set to 1 / standard deviation of the training latents."""
