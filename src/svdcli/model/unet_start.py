@@ -84,7 +84,10 @@ class Room:
 
     def places(self) -> list[int]:
         """First channel of each signal."""
-        return [self.group * (k // self.per_group) + PER_SIGNAL * (k % self.per_group) for k in range(self.signals)]
+        return [
+            self.group * (k // self.per_group) + PER_SIGNAL * (k % self.per_group)
+            for k in range(self.signals)
+        ]
 
     def ballast(self) -> list[int]:
         """First of each group's two channels of ballast."""
