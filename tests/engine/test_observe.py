@@ -23,7 +23,7 @@ from svdcli.engine.loggers import WandB, make_loggers, require_loggers
 from svdcli.engine.observe import add_session, evaluating, sessions, tag
 from svdcli.engine.samples import Sample, lay_out, write_samples
 from svdcli.engine.state import TrainState
-from svdcli.engine.tasks import i2v, make_task
+from svdcli.engine.tasks import make_task
 from svdcli.engine.train import train
 from svdcli.errors import MachineError
 from svdcli.io.video import read_video
@@ -50,9 +50,8 @@ def differing(a: TrainState, b: TrainState) -> list[str]:
 
 
 @pytest.fixture
-def i2v_recipe(make_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recipe]:
+def i2v_recipe(make_recipe: Make, tmp_path: Path) -> Callable[..., Recipe]:
     """Three steps of image-to-video training, upon an autoencoder as it begins."""
-    monkeypatch.setattr(i2v, "CALIBRATION_CLIPS", 12)
     vae = make_recipe({"task.block_out_channels": [16, 16, 16, 32], "task.latent_channels": 4})
     task = make_task(vae, torch.device("cpu"), tmp_path / "cache")
     (tmp_path / "vae").mkdir()
