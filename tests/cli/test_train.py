@@ -146,6 +146,34 @@ def test_relative_paths_are_explained(run: Run, tmp_path: Path) -> None:
     assert f"a relative path starts at {tmp_path}" in stderr
 
 
+def test_show_batch_draws_what_the_network_is_fed(run: Run, tmp_path: Path) -> None:
+    code, stdout, stderr = run("--show-batch", "fed.png", "--set", "run.batch_size=3")
+    assert code == 0, stderr
+    assert stdout == "fed.png\n" and not (tmp_path / "runs" / "a" / "checkpoint.pt").exists()
+    first = (tmp_path / "fed.png").read_bytes()
+    assert first.startswith(b"\x89PNG")
+    facts = json.loads(run("--show-batch", "fed.png", "--set", "run.batch_size=3", "--json")[1])
+    assert facts["file"] == "fed.png" and facts["step"] == 0 and len(facts["clips"]) == 3
+    assert (tmp_path / "fed.png").read_bytes() == first  # the same step, the same picture
+    assert run("--show-batch", "fed.png", "--set", "run.batch_size=3", "--show-step", "5")[0] == 0
+    assert (tmp_path / "fed.png").read_bytes() != first
+
+
+@pytest.mark.parametrize(("name", "said"), [("fed.jpg", "draws a png"), ("none/fed.png", "no folder none")])
+def test_show_batch_where_it_cannot_draw(run: Run, name: str, said: str) -> None:
+    code, stdout, stderr = run("--show-batch", name)
+    assert (code, stdout) == (2, "") and said in stderr
+
+
+def test_too_many_corrupt_videos_stop_the_run(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "clips" / "c.mp4").write_text("no film")
+    code, stdout, stderr = run()
+    assert (code, stdout) == (4, "")
+    assert "1 of 3 clips cannot be read (1 no video): c.mp4." in stderr and "data.max_corrupt_share" in stderr
+    code, _, stderr = run("--set", "data.max_corrupt_share=0.5")
+    assert code == 0 and "1 could not be read and are left out (1 no video): c.mp4" in stderr
+
+
 # ---- recipes by name, runs, the report -----------------------------------------------------------------
 
 

@@ -125,7 +125,8 @@ def test_each_clip_has_its_own_ids(make: Callable[..., Any]) -> None:
 def test_images_are_frames_of_the_footage(make: Callable[..., Any]) -> None:
     task = make(T2I)
     batch = task.batch([0, 5, 0, 0])
-    scaled = torch.from_numpy(np.array(task.latents)).float() * task.vae.config.scaling_factor
+    rows = np.concatenate([task.latents.of(video) for video in task.train_set.videos])
+    scaled = torch.from_numpy(rows).float() * task.vae.config.scaling_factor
     assert all((scaled == latent).flatten(1).all(1).any() for latent in batch.latents[:, 0])
     kinds = {int(torch.nonzero((scaled == task.batch([0, s, 0, 0]).latents[0, 0]).flatten(1).all(1))[0])
              for s in range(12)}  # fmt: skip

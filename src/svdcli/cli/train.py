@@ -9,6 +9,7 @@ import typer
 
 from svdcli.cli.console import out
 from svdcli.cli.recipes import find_recipe
+from svdcli.errors import UsageError
 
 if TYPE_CHECKING:
     from svdcli.engine.preflight import Start
@@ -34,6 +35,13 @@ def train(
         float | None,
         typer.Option(help="Save and stop after this long; the same command goes on. (run.minutes)"),
     ] = None,
+    show_batch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.png", help="Draw what the network is fed, with its ids, and train nothing."
+        ),
+    ] = None,
+    show_step: Annotated[int, typer.Option(min=0, help="The step that --show-batch draws.")] = 0,
     report: Annotated[
         bool,
         typer.Option("--report", help="Train nothing; write the run so far as one page, RUN/report.html."),
@@ -50,6 +58,9 @@ def train(
     found = find_recipe(recipe)
     if report:
         _report(found.run or load_recipe(found.path, changes).run.folder, recipe)
+        return
+    if show_batch is not None:
+        _show(found.path, changes, show_batch, show_step)
         return
     start = check(load_recipe(found.path, changes))
     out.say(f"recipe: {found}")
@@ -74,6 +85,17 @@ def train(
     ]
     out.result(facts, lines)
     out.next(_next(start.recipe) if done else f"svd train {recipe}   (the same command, for the other steps)")
+
+
+def _show(path: Path, changes: list[str], file: Path, step: int) -> None:
+    from svdcli.engine.preflight import check
+    from svdcli.engine.show import show_batch
+    from svdcli.recipe.recipe import load_recipe
+
+    if file.suffix.lower() != ".png":
+        raise UsageError(f"--show-batch draws a png, and {file} is none.", "Give a name that ends in .png.")
+    rows = show_batch(check(load_recipe(path, changes)).recipe, step, file)
+    out.result({"file": file, "step": step, "clips": [row.title for row in rows]}, [str(file)])
 
 
 def _report(folder: Path, given: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svdcli.data.frames import split_paths
+from svdcli.data.dataset import count_videos
 from svdcli.diffusion.guidance import parse_guidance
 from svdcli.engine.launch import check_machine
 from svdcli.engine.loggers import require_loggers
@@ -77,8 +77,7 @@ def check_surroundings(recipe: Recipe) -> tuple[int, int]:
     """
     check_machine(recipe.machine)
     require_loggers(recipe.run.log)
-    kept, apart = split_paths(recipe.data)
-    return len(kept), len(apart)
+    return count_videos(recipe.data)
 
 
 def _check_diffusion(task: DiffusionTask) -> None:

@@ -145,8 +145,7 @@ def train_step(
         group["lr"] = rate
     total = 0.0
     for part in range(run.accumulate):
-        seed = [run.seed, state.step, fabric.global_rank * run.accumulate + part, 0]
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        seed, generator = step_seed(run.seed, state.step, fabric.global_rank * run.accumulate + part)
         with fabric.no_backward_sync(network, enabled=part < run.accumulate - 1):
             loss, figures = task.loss(network, task.batch(seed), generator)
             fabric.backward(loss / run.accumulate)
@@ -164,6 +163,12 @@ def train_step(
     state.update_average(optim.ema_decay)
     seconds = time.monotonic() - started
     return {"loss": total, "grad_norm": norm.item(), "lr": rate, "seconds": seconds} | figures
+
+
+def step_seed(seed: int, step: int, part: int) -> tuple[list[int], torch.Generator]:
+    """What all randomness of a batch comes from: its choice of clips, and its noise."""
+    seeds = [seed, step, part, 0]
+    return seeds, torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
 
 def _is_overflow(state: TrainState) -> bool:

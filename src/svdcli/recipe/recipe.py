@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from svdcli.errors import RecipeError, UsageError
 
 Positive = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(ge=64, multiple_of=8)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -44,19 +46,47 @@ class Data(Section):
     """Which clips are trained on."""
 
     source: Path
-    """a folder of videos"""
+    """a folder of videos and of folders of numbered frames, or a folder or URL of shards with their index"""
     exclude: tuple[str, ...] = ()
     """file name patterns that are left out altogether"""
     held_out: tuple[str, ...] = ()
     """file name patterns that are kept for evaluation only"""
+    held_out_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """share of the source videos that is kept for evaluation besides, chosen by their names"""
     width: Annotated[int, Field(ge=64, multiple_of=8)]
     """pixels"""
     height: Annotated[int, Field(ge=64, multiple_of=8)]
     """pixels"""
+    buckets: tuple[tuple[Side, Side], ...] = ()
+    """further sizes [width, height]; a clip is scaled and cropped to the one nearest to its aspect ratio, and a
+    batch is of one size"""
     max_fps: Annotated[float, Field(gt=0)] = 16.0
     """videos are thinned to at most this frame rate when they are read, frames a second"""
     max_frames: Positive = 240
     """frames kept of one video, from its start"""
+    frames_fps: Annotated[float, Field(gt=0)] | None = None
+    """frame rate of folders of numbered frames, which cannot say it themselves"""
+    sampling: Literal["uniform_videos", "shuffle"] = "uniform_videos"
+    """uniform_videos: each clip of a batch from any video, all as likely, at a speed that a stride of its frames
+    gives; shuffle: every video once a round, in a new order each, frames by their time at the rate drawn"""
+    reader: Literal["decord", "pyav"] = "decord"
+    """what decodes; pyav minds edit lists, decord is faster"""
+    frame_cache: bool | None = None
+    """keep all frames, decoded and scaled, in one file beside the runs; absent: for videos of one size, not shards"""
+    latent_cache: bool = True
+    """keep latents on disk, a file a clip"""
+    max_corrupt_share: Fraction = 0.05
+    """the run stops where more than this share of the clips cannot be read"""
+
+    @property
+    def location(self) -> str:
+        """The source as it was written: a path takes one of the two slashes of a URL."""
+        return re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", str(self.source))
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """All buckets, (width, height), that of the two keys first."""
+        return tuple(dict.fromkeys(((self.width, self.height), *self.buckets)))
 
 
 class VAETask(Section):
@@ -312,9 +342,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_size(self) -> Recipe:
         if isinstance(self.task, VAETask):
-            if self.task.crop > min(self.data.width, self.data.height):
+            sides = [side for size in self.data.sizes for side in size]
+            if self.task.crop > min(sides):
                 raise ValueError(f"task.crop = {self.task.crop} does not fit into data.width x data.height")
-            if self.data.width % self.task.downscale or self.data.height % self.task.downscale:
+            if any(side % self.task.downscale for side in sides):
                 raise ValueError(f"data.width and data.height must be multiples of {self.task.downscale}")
         return self
 

@@ -10,14 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from svdcli.data.frames import FrameSet, Video
+from svdcli.data.examples import Batches, Example, Examples, Wish
 from svdcli.data.motion import MotionCalibration, motion_score
 from svdcli.engine.tasks.latents import LatentTask
 from svdcli.errors import InputError
 from svdcli.recipe.recipe import Data, VideoTask
 
 CALIBRATION_CLIPS = 400
-STRIDES = range(1, 9)
 EVALUATION_FPS = 7
 
 
@@ -25,9 +24,7 @@ EVALUATION_FPS = 7
 class Drawn:
     """Clips of one length, as many as a batch has, with what is known of each."""
 
-    videos: tuple[Video, ...]
-    pixels: tuple[npt.NDArray[np.uint8], ...]
-    """(T, H, W, 3) each"""
+    examples: tuple[Example, ...]
     latents: Tensor
     """(B, T, c, h, w), scaled"""
     fps: Tensor
@@ -40,83 +37,30 @@ class ClipTask(LatentTask):
     """See `LatentTask`."""
 
     task: VideoTask
+    examples: Examples
 
     def __init__(
-        self, task: VideoTask, data: Data, batch_size: int, device: torch.device, cache: Path
+        self, task: VideoTask, data: Data, batches: Batches, device: torch.device, cache: Path
     ) -> None:
         self.task = task
-        super().__init__(task, data, batch_size, device, cache)
-        self.calibration = self._calibrate()
-
-    def require_clips(self, task: VideoTask, train_set: FrameSet) -> None:
-        """Raise InputError where a clip length finds no footage, for training or to judge by."""
-        lowest, highest = task.fps
-        for num_frames in task.num_frames:
-            # The rates that a clip may be labelled with must meet those that training draws.
-            fits = [
-                self.strides(video, num_frames, min(max(video.fps / stride, lowest), highest))
-                for video in train_set.videos
-                for stride in STRIDES
-            ]
-            if not any(fits):
-                raise InputError(
-                    f"No video gives clips of {num_frames} frames at {lowest:g} to {highest:g} a second.",
-                    "Ask for fewer in task.num_frames, for other task.fps, or add footage.",
-                )
+        super().__init__(task, data, batches, device, cache)
+        wish = Wish(task.num_frames, task.fps, task.max_speed, data.sampling, data.max_corrupt_share)
+        self.examples = Examples(self.train_set, wish, batches)
         if not self.evaluated():
             raise InputError(
                 f"No held-out video has the {min(task.num_frames)} frames of a clip.",
                 "Hold out longer videos, see data.held_out.",
             )
+        self.calibration = MotionCalibration.fit(self.examples.scores(CALIBRATION_CLIPS))
 
-    def _calibrate(self) -> MotionCalibration:
-        """The motion buckets of this training set: clips drawn as in training, ranked by measured motion."""
-        rng = np.random.default_rng(0)
-        scores = []
-        for _ in range(CALIBRATION_CLIPS):
-            video, first, stride, fps = self.draw_clip(self.train_set, rng, min(self.task.num_frames))
-            scores.append(
-                motion_score(self.train_set.clip(video, first, min(self.task.num_frames), stride), fps)
-            )
-        return MotionCalibration.fit(scores)
-
-    def draw_clip(
-        self, frames: FrameSet, rng: np.random.Generator, num_frames: int
-    ) -> tuple[Video, int, int, float]:
-        """-> a video, its first frame, the stride, and the rate it is labelled with."""
-        while True:
-            video = frames.videos[rng.integers(len(frames.videos))]
-            fps = float(rng.uniform(*self.task.fps))
-            strides = self.strides(video, num_frames, fps)
-            if strides:
-                stride = int(rng.choice(strides))
-                return video, int(rng.integers(video.num_frames - (num_frames - 1) * stride)), stride, fps
-
-    def strides(self, video: Video, num_frames: int, fps: float) -> list[int]:
-        """The strides at which a video holds a clip that, labelled with `fps`, is near enough to life."""
-        fastest = self.task.max_speed
-        return [
-            stride
-            for stride in STRIDES
-            if 1 / fastest <= video.fps / stride / fps <= fastest
-            and (num_frames - 1) * stride < video.num_frames
-        ]
-
-    def draw(self, rng: np.random.Generator) -> Drawn:
+    def draw(self, seed: list[int], rng: np.random.Generator) -> Drawn:
         """Clips of one of the recipe's lengths, each with its own rate and motion bucket."""
-        num_frames = int(rng.choice(self.task.num_frames))
-        drawn = [self.draw_clip(self.train_set, rng, num_frames) for _ in range(self.batch_size)]
-        rows = [
-            slice(v.start + first, v.start + first + (num_frames - 1) * s + 1, s) for v, first, s, _ in drawn
-        ]
-        pixels = tuple(self.train_set.frames[r] for r in rows)
-        buckets = [self.bucket(p, fps) for p, (*_, fps) in zip(pixels, drawn, strict=True)]
+        examples = self.examples.draw(seed, rng)
         return Drawn(
-            tuple(video for video, *_ in drawn),
-            pixels,
-            self.scaled(rows),
-            torch.tensor([fps for *_, fps in drawn], device=self.device),
-            torch.tensor(buckets, device=self.device),
+            tuple(examples),
+            self.scaled(examples),
+            torch.tensor([e.window.fps for e in examples], device=self.device),
+            torch.tensor([self.calibration.bucket(e.motion) for e in examples], device=self.device),
         )
 
     def bucket(self, frames: npt.NDArray[np.uint8], fps: float) -> float:
@@ -131,11 +75,17 @@ class ClipTask(LatentTask):
         num_frames, clips = min(self.task.num_frames), []
         for index, video in enumerate(self.held_out.videos[::2]):
             stride = max(1, round(video.fps / EVALUATION_FPS))
-            frames = self.held_out.clip(video, 0, num_frames, stride)
-            if len(frames) == num_frames:
+            if (num_frames - 1) * stride < video.num_frames:
+                frames = self.held_out.take(video, range(0, num_frames * stride, stride))
                 clips.append((index, frames, video.fps / stride))
         return clips
 
     def usual_fps(self) -> float:
         """The middle of the range of rates."""
         return round(sum(self.task.fps) / 2, 1)
+
+
+def place_of(example: Example) -> str:
+    """Where a clip comes from, for a person: its bucket and its frames."""
+    (width, height), numbers = example.size, example.window.numbers
+    return f"{width}x{height}x{len(numbers)}, frames {numbers[0]}..{numbers[-1]}"

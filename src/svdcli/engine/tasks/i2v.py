@@ -11,12 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from svdcli.data.examples import Batches, Example
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
-from svdcli.engine.generate import Sampling, decode, generate
+from svdcli.engine.generate import Sampling, decode, generate, to_frames
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.samples import NUM_SAMPLES, Held, Sample
-from svdcli.engine.tasks.clips import ClipTask
+from svdcli.engine.tasks import Preview
+from svdcli.engine.tasks.clips import ClipTask, place_of
 from svdcli.engine.tasks.parts import NUM_IDS, load_image_to_video, require_same, save_image_to_video
 from svdcli.model.conditioning import augment_picture, condition_on_image
 from svdcli.model.image_encoder import ImageEncoder
@@ -60,6 +62,8 @@ class Batch:
     motion_bucket: Tensor
     augment: Tensor
     """σ of the noise that the condition frame gets, (B,)"""
+    examples: tuple[Example, ...] = ()
+    """where the clips come from"""
 
 
 class ImageToVideo(ClipTask):
@@ -68,9 +72,9 @@ class ImageToVideo(ClipTask):
     task: ImageToVideoTask
 
     def __init__(
-        self, task: ImageToVideoTask, data: Data, batch_size: int, device: torch.device, cache: Path
+        self, task: ImageToVideoTask, data: Data, batches: Batches, device: torch.device, cache: Path
     ) -> None:
-        super().__init__(task, data, batch_size, device, cache)
+        super().__init__(task, data, batches, device, cache)
         if task.start is not None:
             unet, image_encoder = load_image_to_video(task.start, self.vae.config.latent_channels)
             require_same(unet.config, task)
@@ -81,23 +85,47 @@ class ImageToVideo(ClipTask):
     def batch(self, seed: list[int]) -> Batch:
         """Clips of one of the recipe's lengths, each with its own rate, motion bucket and augmentation."""
         rng = np.random.default_rng(seed)
-        drawn = self.draw(rng)
-        augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, self.batch_size))
+        drawn = self.draw(seed, rng)
+        augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, len(drawn.examples)))
         return Batch(
             drawn.latents,
-            to_pixels(np.stack([p[0] for p in drawn.pixels])).to(self.device),
+            to_pixels(np.stack([e.pixels[0] for e in drawn.examples])).to(self.device),
             drawn.fps,
             drawn.motion_bucket,
             torch.tensor(augment, dtype=torch.float32, device=self.device),
+            drawn.examples,
         )
 
     def loss(
         self, network: nn.Module, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        sigma = draw_sigma(generator, len(batch.fps), self.task.p_mean, self.task.p_std)
-        keep = keep_mask(torch.rand(len(batch.fps), generator=generator), self.task).to(self.device)
+        sigma, keep = self._levels(batch, generator)
         losses = self.losses(network, batch, sigma, keep, generator)
-        return losses.mean(), {"sigma": sigma.mean().item(), "num_frames": batch.latents.shape[1]}
+        figures = {"sigma": sigma.mean().item(), "num_frames": float(batch.latents.shape[1])}
+        return losses.mean(), figures | self.examples.figures()
+
+    def _levels(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """σ (B,) and what is kept of the condition (B, 2): the first that a step draws."""
+        sigma = draw_sigma(generator, len(batch.fps), self.task.p_mean, self.task.p_std)
+        keep = keep_mask(torch.rand(len(batch.fps), generator=generator), self.task)
+        return sigma, keep.to(self.device)
+
+    def preview(self, batch: Batch, generator: torch.Generator) -> list[Preview]:
+        """Each clip behind the noised frame that its condition latent is made of."""
+        sigma, keep = self._levels(batch, generator)
+        noise = torch.randn(batch.picture.shape, generator=generator).to(self.device)
+        pictures = to_frames(augment_picture(batch.picture, noise, batch.augment))
+        found = []
+        for i, example in enumerate(batch.examples):
+            ids = f"fps id {batch.fps[i] - 1:.3g}, motion bucket {batch.motion_bucket[i]:.0f}"
+            noised = f"sigma of the condition {batch.augment[i]:.3f}, sigma {sigma[i]:.3g}"
+            dropped = [
+                n for n, kept in zip(("embedding", "latent"), keep[i].tolist(), strict=True) if not kept
+            ]
+            gone = f", without {' and '.join(dropped)}" if dropped else ""
+            title = f"{example.window.video.name}: {ids}, {noised}{gone}; {place_of(example)}"
+            found.append(Preview(title, np.concatenate([pictures[i][None], example.pixels])))
+        return found
 
     def losses(
         self, network: nn.Module, batch: Batch, sigma: Tensor, keep: Tensor, generator: torch.Generator
@@ -123,10 +151,11 @@ class ImageToVideo(ClipTask):
 
     def held_out_clip(self, index: int, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
         pixels = to_pixels(frames)[None].to(self.device)
-        ids = (
-            torch.tensor([v], device=self.device) for v in (fps, self.bucket(frames, fps), EVALUATION_AUGMENT)
+        bucket = self.bucket(frames, fps)
+        fed, moved, noised = (
+            torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT)
         )
-        return Batch(self.encoded(pixels), pixels[:, 0], *ids)
+        return Batch(self.encoded(pixels), pixels[:, 0], fed, moved, noised)
 
     def settings(self) -> Settings:
         """How the bundle is best sampled."""
@@ -142,7 +171,8 @@ class ImageToVideo(ClipTask):
             bucket = self.bucket(frames, fps)
             sampling = replace(suggested, fps=fps, motion_bucket=bucket)
             video = self.held_out.videos[::2][index]
-            whole = self.held_out.clip(video, 0, sampling.num_frames, max(1, round(video.fps / fps)))
+            numbers = range(0, video.num_frames, max(1, round(video.fps / fps)))[: sampling.num_frames]
+            whole = self.held_out.take(video, numbers)
             views = {"held-out": np.asarray(whole)}
             for name, network in networks.items():
                 assert isinstance(network, Continuation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from svdcli.data.camera import with_camera_moves
-from svdcli.data.frames import FrameSet, split_frames
-from svdcli.engine.latents import latent_rows
+from svdcli.data.dataset import open_dataset
+from svdcli.data.examples import Batches, Example, Examples
+from svdcli.engine.latents import Latents
 from svdcli.engine.tasks import data_notes
 from svdcli.engine.tasks.parts import load_vae
 from svdcli.model.settings import Settings
@@ -25,26 +27,23 @@ CAMERA_FPS, CAMERA_FRAMES = 12.0, 32
 class LatentTask:
     """See `Task`. What follows says which clips are judged, and what a network loses on one of them."""
 
+    examples: Examples | None = None
+    """of clips"""
+
     def __init__(
-        self, task: DiffusionTask, data: Data, batch_size: int, device: torch.device, cache: Path
+        self, task: DiffusionTask, data: Data, batches: Batches, device: torch.device, cache: Path
     ) -> None:
-        self.data, self.batch_size, self.device = data, batch_size, device
+        self.data, self.batches, self.device = data, batches, device
         self.vae = load_vae(task.vae).to(device).eval().requires_grad_(False)
-        train_set, self.held_out = split_frames(data, cache)
-        self.require_clips(task, train_set)
+        train_set, self.held_out = open_dataset(data, cache)
         self.num_moves = getattr(task, "camera_moves", 0)  # of clips only
-        self.train_set = with_camera_moves(
-            train_set.compact(), self.num_moves, CAMERA_FRAMES, CAMERA_FPS, seed=0
-        )
-        self.latents = latent_rows(self.vae, self.train_set.frames, cache, device)
+        self.train_set = with_camera_moves(train_set, self.num_moves, CAMERA_FRAMES, CAMERA_FPS, seed=0)
+        self.latents = Latents(self.vae, self.train_set, cache if data.latent_cache else None, device)
 
-    def require_clips(self, task: Any, train_set: FrameSet) -> None:
-        """Raise InputError where the footage gives too little to train on, or to judge by."""
-
-    def scaled(self, rows: list[slice]) -> Tensor:
-        """Rows of the training frames, as many in each slice -> their latents (B, T, c, h, w), scaled."""
-        latents = torch.from_numpy(np.stack([self.latents[r] for r in rows])).float()
-        return latents.mul_(self.vae.config.scaling_factor).to(self.device)
+    def scaled(self, examples: Sequence[Example]) -> Tensor:
+        """Examples of one length and size -> their latents (B, T, c, h, w), scaled."""
+        rows = [self.latents.take(e.window.video, e.window.numbers, e.pixels) for e in examples]
+        return torch.from_numpy(np.stack(rows)).float().mul_(self.vae.config.scaling_factor).to(self.device)
 
     def encoded(self, pixels: Tensor) -> Tensor:
         """Pixels (B, T, 3, H, W) in [-1, 1] -> latents, scaled."""
@@ -77,7 +76,8 @@ class LatentTask:
 
     def notes(self) -> list[str]:
         kind = f"clips ({self.num_moves} of them camera moves)" if self.num_moves else "videos"
-        return data_notes(self.train_set, self.held_out, kind)
+        left_out = self.examples.left_out if self.examples else 0
+        return data_notes(self.train_set, self.held_out, kind, left_out)
 
     def suggested(
         self, kind: str, task: DiffusionTask, num_frames: int, fps: float, recipe_text: str = ""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from svdcli.data.examples import Batches
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.parts import as_reference
 from svdcli.engine.tasks.text import Painter, TextBatch, TextTask
@@ -25,10 +26,10 @@ class TextToImage(TextTask):
     task: TextToImageTask
 
     def __init__(
-        self, task: TextToImageTask, data: Data, batch_size: int, device: torch.device, cache: Path
+        self, task: TextToImageTask, data: Data, batches: Batches, device: torch.device, cache: Path
     ) -> None:
         self.task = task
-        super().__init__(task, data, batch_size, device, cache)
+        super().__init__(task, data, batches, device, cache)
         unet = self.prepare_unet()
         if task.train == "time_embedding":
             unet.requires_grad_(False).time_embedding.requires_grad_(True)
@@ -36,12 +37,12 @@ class TextToImage(TextTask):
 
     def batch(self, seed: list[int]) -> TextBatch:
         """Images and their captions, a pure function of the seed."""
-        return self.draw_images(np.random.default_rng(seed))
+        return self.draw_images(seed, np.random.default_rng(seed))
 
     def evaluated(self) -> list[tuple[int, npt.NDArray[np.uint8], float]]:
         """The middle frame of every other held-out video."""
         return [
-            (index, self.held_out.clip(video, video.num_frames // 2, 1, 1), video.fps)
+            (index, self.held_out.take(video, [video.num_frames // 2]), video.fps)
             for index, video in enumerate(self.held_out.videos[::2])
         ]
 

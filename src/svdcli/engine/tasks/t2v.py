@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from svdcli.data.examples import Batches
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.clips import ClipTask
-from svdcli.engine.tasks.text import Painter, TextBatch, TextTask, captions_of, draw_texts
+from svdcli.engine.tasks.text import Painter, TextBatch, TextTask
 from svdcli.model.inflate import ID_WIDTH, inflate, is_new
 from svdcli.recipe.recipe import Data, TextToVideoTask
 
@@ -28,9 +29,9 @@ class TextToVideo(TextTask, ClipTask):
     task: TextToVideoTask
 
     def __init__(
-        self, task: TextToVideoTask, data: Data, batch_size: int, device: torch.device, cache: Path
+        self, task: TextToVideoTask, data: Data, batches: Batches, device: torch.device, cache: Path
     ) -> None:
-        super().__init__(task, data, batch_size, device, cache)
+        super().__init__(task, data, batches, device, cache)
         unet = self.prepare_unet()
         if not unet.config.temporal:
             id_width = min(ID_WIDTH, task.block_out_channels[0])
@@ -43,10 +44,10 @@ class TextToVideo(TextTask, ClipTask):
         """Clips with their captions, rates and motion buckets, or images, a pure function of the seed."""
         rng = np.random.default_rng(seed)
         if rng.random() < self.task.image_share:
-            return self.draw_images(rng)
-        drawn = self.draw(rng)
-        texts = draw_texts((captions_of(self.train_set, video) for video in drawn.videos), self.task, rng)
-        return TextBatch(drawn.latents, texts, drawn.fps, drawn.motion_bucket)
+            return self.draw_images(seed, rng)
+        drawn = self.draw(seed, rng)
+        texts = self.draw_texts(drawn.examples, rng)
+        return TextBatch(drawn.latents, texts, drawn.fps, drawn.motion_bucket, drawn.examples)
 
     def held_out_clip(self, index: int, frames: npt.NDArray[np.uint8], fps: float) -> TextBatch:
         pixels = to_pixels(frames)[None].to(self.device)

@@ -5,6 +5,7 @@ Images are clips of one frame, without rate and motion.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from svdcli.data.frames import FrameSet, Video
+from svdcli.data.examples import Example, Examples, Wish
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
+from svdcli.engine.tasks import Preview
+from svdcli.engine.tasks.clips import place_of
 from svdcli.engine.tasks.latents import LatentTask
 from svdcli.engine.tasks.parts import as_reference, load_unet, require_same, save_text_bundle
 from svdcli.errors import InputError
@@ -43,6 +46,8 @@ class TextBatch:
     fps: Tensor | None = None
     """(B,); of images None"""
     motion_bucket: Tensor | None = None
+    examples: tuple[Example, ...] = ()
+    """where they come from"""
 
     @property
     def are_images(self) -> bool:
@@ -50,12 +55,6 @@ class TextBatch:
 
 
 # ---- captions ------------------------------------------------------------------------------------------
-
-
-def captions_of(footage: FrameSet, video: Video) -> Captions:
-    """The captions of a video, where the footage has any."""
-    read = getattr(footage, "captions", None)
-    return read(video) if read is not None else ("", "", "")
 
 
 def choose_caption(captions: Captions, mix: Sequence[float], draw: float) -> str:
@@ -137,6 +136,7 @@ class TextTask(LatentTask):
     task: TextKeys
     network: Painter
     encoder: TextEncoder | None
+    _images: Examples | None = None
 
     def prepare_unet(self) -> UNet:
         """The recipe's start, or a new image network; and the text encoder beside it."""
@@ -156,13 +156,27 @@ class TextTask(LatentTask):
             return torch.zeros(len(texts), 1, self.task.context_dim, device=self.device)
         return self.encoder(texts)
 
-    def draw_images(self, rng: np.random.Generator) -> TextBatch:
-        """Random frames of random videos; all videos are as likely."""
-        videos = self.train_set.videos
-        drawn = [videos[rng.integers(len(videos))] for _ in range(self.batch_size)]
-        rows = [video.start + int(rng.integers(video.num_frames)) for video in drawn]
-        texts = draw_texts((captions_of(self.train_set, video) for video in drawn), self.task, rng)
-        return TextBatch(self.scaled([slice(row, row + 1) for row in rows]), texts)
+    def draw_images(self, seed: list[int], rng: np.random.Generator) -> TextBatch:
+        """Single frames of videos, chosen as clips are, and their captions."""
+        if self._images is None:
+            wish = Wish((1,), (1e-3, 1e-3), math.inf, self.data.sampling, self.data.max_corrupt_share)
+            self._images = Examples(self.train_set, wish, self.batches)
+        drawn = self._images.draw(seed, rng)
+        return TextBatch(self.scaled(drawn), self.draw_texts(drawn, rng), examples=tuple(drawn))
+
+    def draw_texts(self, drawn: Iterable[Example], rng: np.random.Generator) -> tuple[str, ...]:
+        """The caption that each clip is told by."""
+        return draw_texts((self.train_set.captions(e.window.video) for e in drawn), self.task, rng)
+
+    def preview(self, batch: TextBatch, generator: torch.Generator) -> list[Preview]:
+        sigma = draw_sigma(generator, len(batch.texts), self.task.p_mean, self.task.p_std)
+        found = []
+        for i, (example, text) in enumerate(zip(batch.examples, batch.texts, strict=True)):
+            ids = f"sigma {sigma[i]:.3g}; {place_of(example)}; {text!r}"
+            if batch.fps is not None and batch.motion_bucket is not None:
+                ids = f"fps id {batch.fps[i] - 1:.3g}, motion bucket {batch.motion_bucket[i]:.0f}, {ids}"
+            found.append(Preview(f"{example.window.video.name}: {ids}", example.pixels))
+        return found
 
     def loss(
         self, network: nn.Module, batch: TextBatch, generator: torch.Generator
@@ -170,6 +184,8 @@ class TextTask(LatentTask):
         sigma = draw_sigma(generator, len(batch.texts), self.task.p_mean, self.task.p_std)
         losses = self.losses(network, batch, sigma, generator)
         figures = {"sigma": sigma.mean().item(), "num_frames": float(batch.latents.shape[1])}
+        for source in (self.examples, self._images):
+            figures |= source.figures() if source is not None else {}
         return losses.mean(), figures | {"null_text": batch.texts.count("") / len(batch.texts)}
 
     def losses(
@@ -188,7 +204,7 @@ class TextTask(LatentTask):
 
     def held_out_text(self, index: int) -> str:
         """The caption that the most of training would tell that clip of `evaluated` by."""
-        captions = captions_of(self.held_out, self.held_out.videos[::2][index])
+        captions = self.held_out.captions(self.held_out.videos[::2][index])
         order = np.argsort([-share for share in self.task.caption_mix], kind="stable")
         return next((captions[i] for i in order if captions[i].strip()), "")
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from svdcli.data.frames import FrameSet, split_frames
+from svdcli.data.dataset import open_dataset
+from svdcli.data.footage import Footage
 from svdcli.engine.generate import to_frames
 from svdcli.engine.latents import encode_frames, to_pixels
 from svdcli.engine.samples import NUM_SAMPLES, Sample
-from svdcli.engine.tasks import data_notes
+from svdcli.engine.tasks import Preview, data_notes
 from svdcli.engine.tasks.parts import load_vae, require_same, save_vae
 from svdcli.errors import InputError
 from svdcli.model.blocks import ResBlock, TemporalResBlock
@@ -76,7 +77,7 @@ class Autoencoder:
 
     def __init__(self, task: VAETask, data: Data, batch_size: int, device: torch.device, cache: Path) -> None:
         self.task, self.batch_size, self.device = task, batch_size, device
-        self.train_set, self.held_out = split_frames(data, cache)
+        self.train_set, self.held_out = open_dataset(data, cache)
         if max(v.num_frames for v in self.train_set.videos) < task.num_frames:
             raise InputError(
                 f"No video has the {task.num_frames} frames of task.num_frames.",
@@ -143,6 +144,11 @@ class Autoencoder:
             figures |= {"discriminator": own.item(), "adversarial": adversarial.item()}
         return loss, figures
 
+    def preview(self, batch: Tensor, generator: torch.Generator) -> list[Preview]:
+        crops = to_frames(batch)
+        side = "x".join(map(str, (*crops.shape[2:4], crops.shape[1])))
+        return [Preview(f"crop {i + 1} of {len(crops)}, {side}", crop) for i, crop in enumerate(crops)]
+
     def notes(self) -> list[str]:
         return data_notes(self.train_set, self.held_out)
 
@@ -154,7 +160,7 @@ class Autoencoder:
         per_video = max(1, EVALUATION_FRAMES // len(self.held_out.videos))
         for video in self.held_out.videos:
             count = min(per_video, LONGEST_EVALUATED, video.num_frames)
-            pixels = to_pixels(self.held_out.clip(video, 0, count, 1)[None]).to(self.device)
+            pixels = to_pixels(self.held_out.take(video, range(count))[None]).to(self.device)
             z = vae.encode(pixels)
             out = vae.decode(z, as_images=self.task.num_frames == 1).clamp(-1, 1)
             errors = (out - pixels).square().mean(dim=(0, 2, 3, 4))
@@ -167,7 +173,7 @@ class Autoencoder:
         """Held-out frames, and their reconstruction by each network; see `Samples`."""
         samples = []
         for video in self.held_out.videos[:NUM_SAMPLES]:
-            frames = np.asarray(self.held_out.clip(video, 0, LONGEST_EVALUATED, 1))
+            frames = self.held_out.take(video, range(min(LONGEST_EVALUATED, video.num_frames)))
             pixels = to_pixels(frames[None]).to(self.device)
             views = {"held-out": frames}
             for name, network in networks.items():
@@ -215,18 +221,19 @@ def psnr_db(mse: float) -> float:
 
 
 def random_crop(
-    frames: FrameSet, rng: np.random.Generator, num_frames: int, side: int
+    frames: Footage, rng: np.random.Generator, num_frames: int, side: int
 ) -> npt.NDArray[np.uint8]:
     """(T, side, side, 3) of neighbouring frames."""
     long_enough = [v for v in frames.videos if v.num_frames >= num_frames]
     video = long_enough[rng.integers(len(long_enough))]
-    clip = frames.clip(video, int(rng.integers(video.num_frames - num_frames + 1)), num_frames, 1)
+    first = int(rng.integers(video.num_frames - num_frames + 1))
+    clip = frames.take(video, range(first, first + num_frames))
     top, left = rng.integers(clip.shape[1] - side + 1), rng.integers(clip.shape[2] - side + 1)
     clip = clip[:, top : top + side, left : left + side]
     return clip[:, :, ::-1] if rng.random() < 0.5 else clip
 
 
-def random_frame(frames: FrameSet, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def random_frame(frames: Footage, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """(H, W, 3): a random frame of a random video."""
-    video = frames.videos[rng.integers(len(frames.videos))]
-    return frames.frames[video.start + rng.integers(video.num_frames)]
+    video = frames.videos[int(rng.integers(len(frames.videos)))]
+    return frames.take(video, [int(rng.integers(video.num_frames))])[0]
