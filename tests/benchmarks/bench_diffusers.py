@@ -247,31 +247,37 @@ class Theirs:
     def __init__(self, case: Case, folder: Path) -> None:
         self.case, self.folder = case, folder
 
-    def unet(self) -> Callable[[], Any]:
+    def network(self, part: str) -> Any:
         import torch
-        from diffusers import UNetSpatioTemporalConditionModel
+        from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
-        folder = self.folder / "unet"
+        cls = {"unet": UNetSpatioTemporalConditionModel, "vae": AutoencoderKLTemporalDecoder}[part]
         with groups_of(self.case):
-            unet = UNetSpatioTemporalConditionModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+            return cls.from_pretrained(self.folder / part, torch_dtype=torch.float32).eval()
+
+    def unet(self) -> Callable[[], Any]:
+        unet = self.network("unet")
         x, c_noise, context, ids = unet_inputs(self.case)
         return lambda: unet(x, c_noise, context, ids).sample
 
     def decode(self) -> Callable[[], Any]:
-        from diffusers import AutoencoderKLTemporalDecoder
-
-        with groups_of(self.case):
-            vae = AutoencoderKLTemporalDecoder.from_pretrained(self.folder / "vae").eval()
-        z = latents(self.case)
+        vae, z = self.network("vae"), latents(self.case)
         return lambda: vae.decode(z[0], num_frames=self.case.num_frames).sample[None]
 
     def pipeline(self) -> Callable[[], Any]:
         import torch
-        from diffusers import StableVideoDiffusionPipeline
+        from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
         from PIL import Image
+        from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-        with groups_of(self.case):
-            pipeline = StableVideoDiffusionPipeline.from_pretrained(self.folder)
+        # Part by part, as diffusers does not load a bundle whose norms have other groups than it knows.
+        others = {
+            "image_encoder": CLIPVisionModelWithProjection,
+            "feature_extractor": CLIPImageProcessor,
+            "scheduler": EulerDiscreteScheduler,
+        }
+        parts = {part: cls.from_pretrained(self.folder / part) for part, cls in others.items()}
+        pipeline = StableVideoDiffusionPipeline(unet=self.network("unet"), vae=self.network("vae"), **parts)
         pipeline.set_progress_bar_config(disable=True)
         case, image = self.case, Image.fromarray(picture(self.case))
         return lambda: (
