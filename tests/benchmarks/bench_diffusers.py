@@ -21,9 +21,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 SIDES = ("svdcli", "diffusers")
 WHAT = ("unet", "decode", "pipeline")
@@ -44,6 +46,7 @@ class Case:
     num_frames: int
     width: int
     height: int
+    groups: int = 32
     num_steps: int = 4
 
     @property
@@ -62,8 +65,8 @@ class Case:
 
 
 CASES = {
-    # The embedded bundle, with the 32 groups a norm that diffusers' class cannot do without.
-    "nano": Case((64, 128), (2, 4), (False, True), 1, 64, (32, 32, 64, 128), 8, 25, 256, 144),
+    # The embedded bundle, as recipes/nano has it.
+    "nano": Case((96, 128), (3, 4), (False, True), 1, 64, (32, 48, 64, 128), 16, 25, 256, 144, groups=8),
     "mid": Case((128, 256, 256), (2, 4, 4), (True, True, False), 1, 256, (32, 64, 128, 128), 4, 14, 384, 256),
 }
 FULL = Case(
@@ -99,6 +102,7 @@ def unet_config(case: Case) -> dict[str, Any]:
         "addition_time_embed_dim": ids_width,
         "projection_class_embeddings_input_dim": 3 * ids_width,
         "num_frames": case.num_frames,
+        "norm_num_groups": case.groups,
     }
 
 
@@ -139,6 +143,7 @@ def make_bundle(case: Case, folder: Path) -> None:
             latent_channels=case.latent_channels,
             layers_per_block=1,
             force_upcast=False,
+            norm_num_groups=case.groups,
         )
     )
     tower = CLIPVisionConfig(
@@ -223,34 +228,56 @@ class Ours:
         return run
 
 
+@contextmanager
+def groups_of(case: Case) -> Iterator[None]:
+    """GroupNorms made here get the case's number of groups; diffusers' classes know no other than 32."""
+    import torch
+
+    class GroupNorm(torch.nn.GroupNorm):
+        def __init__(self, num_groups: int, num_channels: int, *args: Any, **kwargs: Any) -> None:
+            super().__init__(case.groups, num_channels, *args, **kwargs)
+
+    with patch("torch.nn.GroupNorm", GroupNorm):
+        yield
+
+
 class Theirs:
     """diffusers' side, everything resident, float32, its default attention."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case, self.folder = case, folder
 
-    def unet(self) -> Callable[[], Any]:
+    def network(self, part: str) -> Any:
         import torch
-        from diffusers import UNetSpatioTemporalConditionModel
+        from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
-        folder = self.folder / "unet"
-        unet = UNetSpatioTemporalConditionModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+        cls = {"unet": UNetSpatioTemporalConditionModel, "vae": AutoencoderKLTemporalDecoder}[part]
+        with groups_of(self.case):
+            return cls.from_pretrained(self.folder / part, torch_dtype=torch.float32).eval()
+
+    def unet(self) -> Callable[[], Any]:
+        unet = self.network("unet")
         x, c_noise, context, ids = unet_inputs(self.case)
         return lambda: unet(x, c_noise, context, ids).sample
 
     def decode(self) -> Callable[[], Any]:
-        from diffusers import AutoencoderKLTemporalDecoder
-
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(self.folder / "vae").eval()
-        z = latents(self.case)
+        vae, z = self.network("vae"), latents(self.case)
         return lambda: vae.decode(z[0], num_frames=self.case.num_frames).sample[None]
 
     def pipeline(self) -> Callable[[], Any]:
         import torch
-        from diffusers import StableVideoDiffusionPipeline
+        from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
         from PIL import Image
+        from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-        pipeline = StableVideoDiffusionPipeline.from_pretrained(self.folder)
+        # Part by part, as diffusers does not load a bundle whose norms have other groups than it knows.
+        others = {
+            "image_encoder": CLIPVisionModelWithProjection,
+            "feature_extractor": CLIPImageProcessor,
+            "scheduler": EulerDiscreteScheduler,
+        }
+        parts = {part: cls.from_pretrained(self.folder / part) for part, cls in others.items()}
+        pipeline = StableVideoDiffusionPipeline(unet=self.network("unet"), vae=self.network("vae"), **parts)
         pipeline.set_progress_bar_config(disable=True)
         case, image = self.case, Image.fromarray(picture(self.case))
         return lambda: (

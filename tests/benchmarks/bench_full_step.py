@@ -28,7 +28,9 @@ GIB = 2**30
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=2)
     parser.add_argument("--side", type=int, default=16, help="of the latents; eight pixels each")
     parser.add_argument("--steps", type=int, default=1)
@@ -43,12 +45,8 @@ def main() -> None:
     clock.say(f"average of the {sum(p.numel() for p in trained):,} that train")
     for step in range(given.steps):
         x = torch.randn(1, given.frames, 4, given.side, given.side)
-        context, ids = torch.randn(1, 1, 1024), torch.tensor([[6.0, 127.0, 0.02]])
-
-        def network(noisy: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
-            return unet(torch.cat([noisy, torch.zeros_like(noisy)], dim=2), c_noise, context, ids)
-
-        loss = denoising_loss(Denoiser(network), x, torch.tensor([1.0]), torch.randn_like(x)).mean()
+        denoiser = Denoiser(lambda noisy, c_noise: predict(unet, noisy, c_noise))
+        loss = denoising_loss(denoiser, x, torch.tensor([1.0]), torch.randn_like(x)).mean()
         clock.say(f"forward, loss {loss.item():.3f}")
         loss.backward()
         clock.say("backward")
@@ -59,6 +57,12 @@ def main() -> None:
         clock.say(f"optimizer, gradient norm {norm.item():.3g}")
         averages.update(unet, step + 1)
         clock.say("average")
+
+
+def predict(unet: UNet, noisy: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+    """F under the null condition."""
+    ids = torch.tensor([[6.0, 127.0, 0.02]])
+    return unet(torch.cat([noisy, torch.zeros_like(noisy)], dim=2), c_noise, torch.zeros(1, 1, 1024), ids)
 
 
 def random_unet(optim: Optim) -> UNet:
@@ -87,7 +91,10 @@ class Clock:
         self.last = time.perf_counter()
 
     def say(self, what: str) -> None:
-        seconds, peak = time.perf_counter() - self.last, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        seconds, peak = (
+            time.perf_counter() - self.last,
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
         now = psutil.Process().memory_info().rss
         print(f"{seconds:8.1f} s  {now / GIB:6.2f} GiB now  {peak / GIB:6.2f} GiB peak  {what}", flush=True)
         self.last = time.perf_counter()

@@ -23,7 +23,9 @@ import numpy.typing as npt
 import torch
 from scipy.stats import rankdata
 
-from svdcli.data.frames import FrameSet, load_frames, split_paths
+from svdcli.data.dataset import find_videos
+from svdcli.data.footage import is_held_out
+from svdcli.data.frames import FrameSet, load_frames
 from svdcli.data.motion import motion_score
 from svdcli.engine.generate import Sampling, decode, generate
 from svdcli.engine.latents import to_pixels
@@ -293,7 +295,9 @@ def prepare(options: argparse.Namespace) -> tuple[Maker, FrameSet]:
         guidance=options.guidance or settings.guidance,
     )
     residence = Residence(files, "high", torch.device(options.device), torch.float32)
-    held_out = split_paths(data)[1]
+    held_out = [
+        p for p in find_videos(data) if is_held_out(p.name, p.name, data.held_out, data.held_out_share)
+    ]
     options.out.mkdir(parents=True, exist_ok=True)
     size = settings.width, settings.height
     footage = load_frames(held_out, *size, data.max_fps, data.max_frames, options.out / "cache")

@@ -155,3 +155,93 @@ def test_plan_says_what_it_would_cost_and_trains_nothing(run: Run, tmp_path: Pat
     assert facts["memory_total"] == sum(facts["memory"].values()) and facts["parameters"]["temporal"] > 0
     assert {"8", "384"} <= set(facts["gpus"][0]["days"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_show_batch_draws_what_the_network_is_fed(run: Run, tmp_path: Path) -> None:
+    code, stdout, stderr = run("--show-batch", "fed.png", "--set", "run.batch_size=3")
+    assert code == 0, stderr
+    assert stdout == "fed.png\n" and not (tmp_path / "runs" / "a" / "checkpoint.pt").exists()
+    first = (tmp_path / "fed.png").read_bytes()
+    assert first.startswith(b"\x89PNG")
+    facts = json.loads(run("--show-batch", "fed.png", "--set", "run.batch_size=3", "--json")[1])
+    assert facts["file"] == "fed.png" and facts["step"] == 0 and len(facts["clips"]) == 3
+    assert (tmp_path / "fed.png").read_bytes() == first  # the same step, the same picture
+    assert run("--show-batch", "fed.png", "--set", "run.batch_size=3", "--show-step", "5")[0] == 0
+    assert (tmp_path / "fed.png").read_bytes() != first
+
+
+@pytest.mark.parametrize(("name", "said"), [("fed.jpg", "draws a png"), ("none/fed.png", "no folder none")])
+def test_show_batch_where_it_cannot_draw(run: Run, name: str, said: str) -> None:
+    code, stdout, stderr = run("--show-batch", name)
+    assert (code, stdout) == (2, "") and said in stderr
+
+
+def test_too_many_corrupt_videos_stop_the_run(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "clips" / "c.mp4").write_text("no film")
+    code, stdout, stderr = run()
+    assert (code, stdout) == (4, "")
+    assert "1 of 3 clips cannot be read (1 no video): c.mp4." in stderr and "data.max_corrupt_share" in stderr
+    code, _, stderr = run("--set", "data.max_corrupt_share=0.5")
+    assert code == 0 and "1 could not be read and are left out (1 no video): c.mp4" in stderr
+
+
+# ---- recipes by name, runs, the report -----------------------------------------------------------------
+
+
+def test_a_shipped_recipe_is_trained_by_its_name_and_named(
+    run: Run, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "wheel" / "recipes" / "mine"
+    home.mkdir(parents=True)
+    (home / "small.toml").write_text(RECIPE)
+    monkeypatch.setattr("svdcli.shipped._HOMES", (tmp_path / "wheel",))
+    assert main(["train", "mine/small", "--set", "run.num_steps=1"]) == 0
+    stderr = capfd.readouterr().err
+    assert stderr.startswith(f"recipe: mine/small, as it ships with svd ({home / 'small.toml'})\nbeginning")
+    code, _, stderr = run("--set", "run.num_steps=1")
+    assert code == 0 and "recipe: r.toml" in stderr.splitlines()
+    assert main(["train", "mine/smal"]) == 3
+    assert "Did you mean mine/small?" in capfd.readouterr().err
+
+
+def test_a_run_folder_resumes_its_run(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run()[0] == 0
+    assert main(["train", "runs/a", "--set", "run.num_steps=4", "--json"]) == 0
+    captured = capfd.readouterr()
+    assert "resuming at step 3: 4 steps" in captured.err and json.loads(captured.out)["step"] == 4
+    assert "warning" not in captured.err
+
+
+def test_the_report_of_a_run_by_its_recipe_or_its_folder(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    code, stdout, stderr = run("--report")
+    assert (code, stdout) == (4, "") and "metrics.csv cannot be read" in stderr and not Path("runs").exists()
+    assert run("--set", "run.sample_every=2")[0] == 0
+    checkpoint = Path("runs/a/checkpoint.pt").read_bytes()
+    code, stdout, stderr = run("--report")
+    assert code == 0 and stdout.splitlines() == ["runs/a/report.html", "step 3 of 3, 2 sets of samples"]
+    page = Path("runs/a/report.html").read_text(encoding="utf-8")
+    assert page.count("data:video/mp4") == 2 and "psnr db" in page
+    Path("runs/a/report.html").unlink()
+    Path("runs/a").rename("elsewhere")  # a run that was copied from another machine
+    assert main(["train", "--report", "elsewhere", "--json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert facts["report"] == "elsewhere/report.html" and facts["done"] and facts["figures"]["loss"] > 0
+    assert Path("elsewhere/checkpoint.pt").read_bytes() == checkpoint
+
+
+def test_off_a_terminal_progress_is_few_plain_lines(run: Run) -> None:
+    stderr = run("--set", "run.num_steps=6")[2]
+    lines = [line for line in stderr.splitlines() if line.startswith("training:")]
+    assert len(lines) == 1 and "6/6" in lines[0] and "loss" in lines[0] and "steps/s" in lines[0]
+    assert "\x1b" not in stderr and "\r" not in stderr
+    assert run("--quiet")[2] == ""
+
+
+def test_samples_that_fail_are_said_even_under_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("svdcli.engine.samples.write_video", full)
+    code, _, stderr = run("--set", "run.sample_every=1", "--quiet")
+    assert code == 0 and stderr.count("warning: The samples of step 1 could not be made") == 1
+    assert len(stderr.splitlines()) == 1

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from svdcli.data.camera import CLOSEST, KINDS, Kind, camera_move, move, with_camera_moves
-from svdcli.data.frames import FrameSet, Video
+from svdcli.data.footage import Joined, Video
+from svdcli.data.frames import FrameSet
 from svdcli.data.motion import dense_flow, grey_frames, motion_score
 
 REACHES = (0.04, 0.12, 0.22, 0.34)
@@ -64,9 +65,23 @@ def test_moves_differ_and_follow_the_seed(picture: np.ndarray) -> None:
 
 
 def test_a_set_with_moves_behind_it(picture: np.ndarray) -> None:
-    frames = FrameSet(np.stack([picture] * 3), (Video("a", 10.0, 0, 3),), ("broken.mp4",))
+    frames = FrameSet(np.stack([picture] * 3), (Video("a", 10.0, 0, 3),), {"broken.mp4": "cut off"})
     more = with_camera_moves(frames, 2, 5, 12.0, seed=0)
-    assert [(v.start, v.num_frames, v.fps) for v in more.videos] == [(0, 3, 10.0), (3, 5, 12.0), (8, 5, 12.0)]
-    assert len(more.frames) == 13 and more.skipped == ("broken.mp4",)
-    assert np.array_equal(more.frames, with_camera_moves(frames, 2, 5, 12.0, seed=0).frames)
+    assert [(v.part, v.start, v.num_frames, v.fps) for v in more.videos] == [
+        (0, 0, 3, 10),
+        (1, 0, 5, 12),
+        (1, 5, 5, 12),
+    ]
+    assert list(more.skipped) == ["broken.mp4"] and more.size(more.videos[1]) == (128, 96)
+    again = with_camera_moves(frames, 2, 5, 12.0, seed=0)
+    for video in more.videos:
+        assert np.array_equal(more.take(video, [0, 2]), again.take(video, [0, 2]))
+        assert more.identity(video) == again.identity(video)
+    assert len({more.identity(video) for video in more.videos}) == 3
     assert with_camera_moves(frames, 0, 5, 12.0, seed=0) is frames
+
+
+def test_the_set_is_not_copied(picture: np.ndarray) -> None:
+    frames = FrameSet(np.stack([picture] * 3), (Video("a", 10.0, 0, 3),))
+    more = with_camera_moves(frames, 1, 4, 12.0, seed=0)
+    assert isinstance(more, Joined) and more.parts[0] is frames

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from svdcli.engine.tasks import clips, make_task
 from svdcli.io.video import write_video
 from svdcli.recipe.recipe import Recipe, parse_recipe
 
@@ -74,3 +76,22 @@ def toy() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def trained_vae(recipe_in: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an autoencoder of 8×8 pixels a latent, exported as it begins."""
+    folder = tmp_path_factory.mktemp("vae")
+    changes = {"task.block_out_channels": [16, 16, 16, 32], "task.latent_channels": 4}
+    task = make_task(recipe_in(folder, changes), torch.device("cpu"), folder / "cache")
+    task.export(task.network, folder, "{}")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_clips() -> Iterator[None]:
+    """Motion is calibrated on a few clips, where a real run takes hundreds."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(clips, "CALIBRATION_CLIPS", 12)
+    yield
+    patch.undo()

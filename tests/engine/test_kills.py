@@ -46,5 +46,7 @@ def test_killed_at_random_instants_it_ends_as_if_it_never_was(toy: ModuleType, t
     assert a["step"] == b["step"] == 12
     for part in ("network", "averages", "optimizer"):
         torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
-    names = [sorted(p.name for p in (r.run.folder / "averages").glob("*.safetensors")) for r in (recipe, straight)]
+    names = [
+        sorted(p.name for p in (r.run.folder / "averages").glob("*.safetensors")) for r in (recipe, straight)
+    ]
     assert names[0] == names[1] and len(names[0]) == 6

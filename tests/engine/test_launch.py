@@ -20,7 +20,14 @@ from svdcli.recipe.recipe import Machine
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_PROCID"):
+    for name in (
+        "TORCHELASTIC_RUN_ID",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "RANK",
+        "LOCAL_RANK",
+        "SLURM_PROCID",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -65,7 +72,9 @@ def test_two_processes_with_a_share_each_equal_one_that_accumulates_two_batches(
 ) -> None:
     """Blocks are recomputed too; half way the run is stopped, and resumed by one process alone."""
     machine = {"devices": 2, "strategy": "fsdp", "checkpoint": 0.5}
-    recipe = toy.toy_recipe(tmp_path / "shares", machine=machine, run={"num_steps": 2}, optim={"schedule": "constant"})
+    recipe = toy.toy_recipe(
+        tmp_path / "shares", machine=machine, run={"num_steps": 2}, optim={"schedule": "constant"}
+    )
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json(exclude_none=True))
     script = [sys.executable, toy.__file__, str(tmp_path / "recipe.json")]
     done = subprocess.run(script, capture_output=True, text=True, timeout=500, env=dict(os.environ))
@@ -84,6 +93,8 @@ def test_two_processes_with_a_share_each_equal_one_that_accumulates_two_batches(
     exported = torch.load(tmp_path / "shares" / "exported.pt")
     assert all(torch.equal(exported[n], shares["averages"]["module"][n]) for n in exported)
     settings = {"run": {"num_steps": 3, "accumulate": 2}, "optim": {"schedule": "constant"}}
-    resumed, straight = (toy.train_toy(toy.toy_recipe(tmp_path / name, **settings)) for name in ("shares", "one"))
+    resumed, straight = (
+        toy.train_toy(toy.toy_recipe(tmp_path / name, **settings)) for name in ("shares", "one")
+    )
     for a, b in zip(resumed.network.parameters(), straight.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -28,11 +28,15 @@ with lock_run(Path(sys.argv[1])):
 
 
 def test_another_process_is_refused_until_it_is_killed(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         for use in (require_free, lambda folder: lock_run(folder).__enter__()):
-            with pytest.raises(MachineError, match=f"Process {holder.pid} on .* trains in {tmp_path}") as caught:
+            with pytest.raises(
+                MachineError, match=f"Process {holder.pid} on .* trains in {tmp_path}"
+            ) as caught:
                 use(tmp_path)
             assert "another run.folder" in caught.value.hint
     finally:

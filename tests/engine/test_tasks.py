@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from svdcli.data.clip import Clip
 from svdcli.data.motion import motion_score
-from svdcli.engine.latents import latent_rows
+from svdcli.data.shards import ShardWriter
 from svdcli.engine.tasks import i2v, make_task
 from svdcli.engine.tasks.i2v import ImageToVideo, keep_mask
 from svdcli.engine.tasks.parts import load_vae, save_vae
@@ -21,7 +22,6 @@ from svdcli.engine.tasks.vae import Autoencoder, psnr_db
 from svdcli.engine.train import train
 from svdcli.errors import InputError
 from svdcli.model.bundle import Bundle
-from svdcli.model.vae import VAE, VAEConfig
 from svdcli.recipe.recipe import Recipe
 
 Make = Callable[..., Recipe]
@@ -90,10 +90,49 @@ def test_the_decoder_alone_leaves_the_latents(autoencoder: Callable[..., Autoenc
     assert torch.equal(task.network.vae.encode(pixels), before)
 
 
+def test_each_side_of_an_adversarial_loss_trains_its_own(autoencoder: Callable[..., Autoencoder]) -> None:
+    plain, adversarial = autoencoder(), autoencoder({"task.adversarial_weight": 0.5})
+    pixels = plain.batch([0, 0, 0, 0])
+
+    def gradients(task: Autoencoder) -> dict[str, torch.Tensor]:
+        loss, _ = task.loss(task.network, pixels, torch.Generator().manual_seed(0))
+        loss.backward()
+        return {name: p.grad for name, p in task.network.named_parameters() if p.grad is not None}
+
+    without, with_ = gradients(plain), gradients(adversarial)
+    assert any(not torch.equal(without[name], with_[name]) for name in without)
+    out, _, _, scores = adversarial.network(pixels, torch.zeros(2, 1, 2, 8, 8))
+    assert scores is not None
+    own, judged = scores.losses()
+    parts = (
+        list(adversarial.network.vae.decoder.parameters()),
+        list(adversarial.network.discriminator.parameters()),
+    )  # type: ignore[union-attr]
+    reaches = [
+        [torch.autograd.grad(loss, part, retain_graph=True, allow_unused=True) for part in parts]
+        for loss in (own, judged)
+    ]
+    touched = [[any(g is not None and g.abs().sum() > 0 for g in part) for part in of] for of in reaches]
+    assert touched == [[False, True], [True, False]]
+
+
+def test_a_perceptual_loss_is_added_and_measured(autoencoder: Callable[..., Autoencoder]) -> None:
+    pytest.importorskip(
+        "stlpips_pytorch", reason="the weights are not installed: pip install 'svdcli[perceptual]'"
+    )
+    task = autoencoder({"task.perceptual_weight": 2.0})
+    plain = autoencoder()
+    pixels = task.batch([0, 0, 0, 0])
+    loss, figures = task.loss(task.network, pixels, torch.Generator().manual_seed(0))
+    without, _ = plain.loss(plain.network, pixels, torch.Generator().manual_seed(0))
+    assert figures["perceptual"] > 0
+    assert loss.item() - without.item() == pytest.approx(2 * figures["perceptual"], rel=1e-4)
+
+
 def test_a_four_level_autoencoder_begins_with_the_components_of_patches(
     autoencoder: Callable[..., Autoencoder],
 ) -> None:
-    shapes = ([16, 16, 16, 32], [16] * 4, [12] * 4)  # the others begin at random
+    shapes = ([16, 48, 48, 64], [16] * 4, [12] * 4)  # the others begin at random
     tasks = [autoencoder({"task.block_out_channels": shape, "task.latent_channels": 4}) for shape in shapes]
     scores = [task.evaluate(task.network)["held_out_psnr_db"] for task in tasks]
     assert scores[0] > max(scores[1:]) + 1
@@ -142,44 +181,7 @@ def test_psnr() -> None:
     assert psnr_db(4.0) == 0 and psnr_db(0.04) == pytest.approx(20)
 
 
-def test_latents_are_kept_under_weights_and_frames(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    kinds = ("DownEncoderBlock2D",) * 2
-    vae = VAE(VAEConfig(3, 3, kinds, (8, 8), 1, 2, 64, 1.0, False, 4)).requires_grad_(False)
-    frames = np.random.default_rng(0).integers(0, 255, (18, 16, 16, 3), dtype=np.uint8)
-    rows = latent_rows(vae, frames, tmp_path, CPU)
-    pixels = torch.from_numpy(frames).float().div(127.5).sub(1).permute(0, 3, 1, 2)
-    np.testing.assert_allclose(rows, vae.encode(pixels[None])[0].numpy(), rtol=2e-3, atol=2e-3)
-    latent_rows(vae, frames, tmp_path, CPU)
-    assert len(list(tmp_path.iterdir())) == 1
-    vae.decoder.conv_in.weight.mul_(2)
-    latent_rows(vae, frames, tmp_path, CPU)
-    assert len(list(tmp_path.iterdir())) == 1
-    vae.quant_conv.weight.mul_(2)
-    latent_rows(vae, frames, tmp_path, CPU)
-    latent_rows(vae, 255 - frames, tmp_path, CPU)
-    assert len(list(tmp_path.iterdir())) == 3
-
-
 # ---- image to video ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained_vae(recipe_in: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an autoencoder of 8×8 pixels a latent, exported as it begins."""
-    folder = tmp_path_factory.mktemp("vae")
-    changes = {"task.block_out_channels": [16, 16, 16, 32], "task.latent_channels": 4}
-    task = make_task(recipe_in(folder, changes), CPU, folder / "cache")
-    task.export(task.network, folder, "{}")
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_clips() -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(i2v, "CALIBRATION_CLIPS", 12)
-    yield
-    patch.undo()
 
 
 MakeTask = Callable[..., ImageToVideo]
@@ -248,19 +250,61 @@ def test_every_clip_has_its_own_ids(task: ImageToVideo, monkeypatch: pytest.Monk
 
 
 def test_ids_are_those_of_the_clip(task: ImageToVideo) -> None:
-    rng = np.random.default_rng([0, 2, 0, 0])
-    num_frames = int(rng.choice(task.task.num_frames))
-    drawn = [task.draw_clip(task.train_set, rng, num_frames) for _ in range(4)]
     batch = task.batch([0, 2, 0, 0])
-    for clip, (video, first, stride, fps) in enumerate(drawn):
-        frames = task.train_set.clip(video, first, num_frames, stride)
-        assert len(frames) == num_frames and 0.5 <= video.fps / stride / fps <= 2
+    assert len(batch.examples) == 4
+    for clip, example in enumerate(batch.examples):
+        (video, numbers, fps), frames = vars(example.window).values(), example.pixels
+        stride = numbers[1] - numbers[0]
+        assert len(frames) == batch.latents.shape[1] and 0.5 <= video.fps / stride / fps <= 2
+        assert np.array_equal(frames, task.train_set.take(video, numbers))
+        latents = task.vae.encode(
+            torch.from_numpy(frames.copy()).float().div(127.5).sub(1).movedim(3, 1)[None]
+        )[0]
+        expected = latents * task.vae.config.scaling_factor
+        torch.testing.assert_close(batch.latents[clip], expected, rtol=5e-3, atol=5e-3)
         assert batch.fps[clip].item() == pytest.approx(fps)
         bucket = task.calibration.bucket(motion_score(frames, fps))
         assert batch.motion_bucket[clip].item() == pytest.approx(bucket)
         picture = torch.from_numpy(frames[0].copy()).float().div(127.5).sub(1).permute(2, 0, 1)
         torch.testing.assert_close(batch.picture[clip], picture)
     assert len(set(batch.motion_bucket.tolist())) > 1
+
+
+def test_a_preview_is_what_the_loss_feeds(task: ImageToVideo, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, added = task.batch([0, 4, 0, 0]), []
+    rows = task.preview(batch, torch.Generator().manual_seed(3))
+    real = i2v.augment_picture
+    monkeypatch.setattr(i2v, "augment_picture", lambda *a: (added.append(real(*a)), added[-1])[1])
+    with torch.no_grad():
+        task.loss(task.network, batch, torch.Generator().manual_seed(3))
+    pictures = added[0].clamp(-1, 1).add(1).mul(127.5).round().byte().movedim(1, 3).numpy()
+    assert len(rows) == 4
+    for clip, (row, example) in enumerate(zip(rows, batch.examples, strict=True)):
+        assert np.array_equal(row.frames[0], pictures[clip]) and np.array_equal(
+            row.frames[1:], example.pixels
+        )
+        assert row.title.startswith(
+            f"{example.window.video.name}: fps id {batch.fps[clip] - 1:.3g}, motion bucket"
+        )
+        assert (
+            f"{batch.motion_bucket[clip]:.0f}, sigma of the condition {batch.augment[clip]:.3f}" in row.title
+        )
+
+
+def test_shards_train_as_a_folder_does(make_i2v: MakeTask, footage: Path, tmp_path: Path) -> None:
+    """The task knows nothing of how its footage is stored."""
+    with ShardWriter(tmp_path / "shards") as writer:
+        for number in range(4):
+            clip = Clip(f"v{number}", f"v{number}.mp4", 0.0, 2.0, 12.0, 64, 64, 24, motion=0.1 + number)
+            writer.add(clip, (footage / f"v{number}.mp4").read_bytes())
+    changes = {"data.source": tmp_path / "shards", "data.sampling": "shuffle", "task.drop_both": 0.0}
+    task = make_i2v(changes)
+    batch = task.batch([0, 0, 0, 0])
+    assert {e.window.video.name for e in batch.examples} == {"v0", "v1", "v2"}
+    loss, figures = task.loss(task.network, batch, torch.Generator().manual_seed(0))
+    assert torch.isfinite(loss) and "corrupt_clips" not in figures
+    uncached = make_i2v(changes | {"data.latent_cache": False}).batch([0, 0, 0, 0])
+    torch.testing.assert_close(batch.latents, uncached.latents, rtol=5e-3, atol=5e-3)
 
 
 def test_shares_of_what_is_dropped(task: ImageToVideo) -> None:

@@ -81,6 +81,16 @@ def test_stopped_and_resumed_equals_straight_bit_for_bit(
     assert [step for step, name in metrics(recipe.run.folder) if name == "loss"] == [1, 2, 3, 4, 5, 6]
 
 
+def test_an_adversarial_run_resumes_bit_for_bit(recipe_in: Make, tmp_path: Path) -> None:
+    changes = {"task.adversarial_weight": 0.1, "task.num_frames": 2}
+    whole = train(recipe_in(tmp_path / "whole", changes), no_report)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe_in(tmp_path / "parts", changes), signalled(3, signal.SIGINT))
+    parts = train(recipe_in(tmp_path / "parts", changes), no_report)
+    assert parts.step == 6 and "discriminator.score.bias" in dict(whole.network.named_parameters())
+    assert differing(tensors(parts), tensors(whole)) == []
+
+
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from svdcli.io.sheet import contact_sheet
+from svdcli.io.sheet import contact_sheet, labelled_row
 
 
 def clip(num_frames: int, height: int, width: int, base: int) -> np.ndarray:
@@ -46,3 +46,21 @@ def test_bad_calls_are_our_bugs():
     for frames, titles, columns in [([], [], 3), ([clip(1, 8, 8, 0)], [], 3), ([clip(1, 8, 8, 0)], ["a"], 0)]:
         with pytest.raises(ValueError):
             contact_sheet(frames, titles, columns)
+
+
+def test_a_row_of_videos_is_one_video_with_labels_above():
+    row = labelled_row([clip(3, 30, 40, 50), clip(3, 30, 60, 200)], ["average", "raw"])
+    assert row.dtype == np.uint8 and row.shape == (3, 22 + 30, 44 + 64, 3)
+    assert (row[:, 22:, :40, 0] == 50).all() and (row[:, 22:, 44:104, 0] == 200).all()
+    assert (row[:, 22:, 0, 2] == np.array([0, 128, 255])[:, None]).all()  # time goes on in both
+    assert (row[0, :22, :40] > 150).any() and np.array_equal(row[0, :22], row[2, :22])
+    blank = labelled_row([clip(3, 30, 40, 50)], [""])
+    assert not (blank[0, :22] > 150).any()
+
+
+def test_rows_of_unequal_videos_are_refused():
+    for frames in ([], [clip(3, 30, 40, 0), clip(2, 30, 40, 0)], [clip(3, 30, 40, 0), clip(3, 20, 40, 0)]):
+        with pytest.raises(ValueError):
+            labelled_row(frames, ["a"] * len(frames))
+    with pytest.raises(ValueError):
+        labelled_row([clip(3, 30, 40, 0)], [])

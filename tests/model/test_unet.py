@@ -380,14 +380,76 @@ def test_a_sliced_feed_forward_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> 
     rows: list[int] = []
     layer.net[2].register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[0]))
     whole = layer(x)
-    monkeypatch.setattr(attention, "FEED_FORWARD_ROWS", 2 * 8 * 5 * 8)
+    monkeypatch.setattr(attention, "FEED_FORWARD_ROWS", 8 * 8 * 10)
     with torch.no_grad():
         sliced = layer(x)
-    assert rows == [7, 2, 2, 2, 1]
+    assert rows == [7, 10, 10, 10, 5]  # frames, then tokens
     torch.testing.assert_close(sliced, whole.detach())
+    rows.clear()
+    monkeypatch.setitem(attention.FEED_FORWARD_CACHED, "cpu", 1)
+    monkeypatch.setattr(attention, "FEWEST_TOKENS", 9)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), whole.detach())
+    assert rows == [9, 9, 9, 8]
     monkeypatch.setattr(attention, "FEED_FORWARD_ROWS", 1)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), whole.detach())
+
+
+@pytest.mark.parametrize("numbers", [1 << 21, 4 * 7 * 7, 1])
+def test_short_attention_is_the_fused_one(monkeypatch: pytest.MonkeyPatch, numbers: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (3 * torch.randn(5, 7, 2, 4).transpose(1, 2) for _ in range(3))
+    expected = nn.functional.scaled_dot_product_attention(q, k, v)
+    monkeypatch.setitem(attention.SLICE, "cpu", numbers)
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda *_: pytest.fail("not short"))
+    with torch.no_grad():
+        torch.testing.assert_close(attention.attend(q, k, v), expected)
+
+
+# What stands in the place of a layer, as a LoRA does.
+
+
+class Scaled(nn.Module):
+    """Shows the weights of the layer that it wraps, as PEFT's layers do, but computes something else."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.5 * self.base(x)
+
+
+def scale_layers(network: nn.Module) -> nn.Module:
+    """Wraps every linear and convolutional layer."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear | nn.Conv2d | nn.Conv3d):
+                setattr(module, name, Scaled(child))
+    return network
+
+
+@torch.no_grad()
+def scale_weights(network: nn.Module) -> nn.Module:
+    """What the wrappers of `scale_layers` amount to."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            for parameter in module.parameters():
+                parameter.mul_(1.5)
+    return network
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_no_layer_is_passed_by(grad: bool, batch: int) -> None:
+    wrapped, scaled = UNet(DEEPER).eval(), UNet(DEEPER).eval()
+    redraw(wrapped)
+    redraw(scaled)
+    inputs = draw_inputs(DEEPER, batch, 3, 6, 4)
+    with torch.set_grad_enabled(grad):
+        found, expected = scale_layers(wrapped)(**inputs), scale_weights(scaled)(**inputs)
+    assert relative_error(found, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("alpha_is_temporal", [True, False])

@@ -257,3 +257,31 @@ def test_runs_under_autocast(pair: tuple[VAE, nn.Module]) -> None:
         mixed = pair[0].decode(latents), pair[0].encode(pixels)
     for a, b in zip(mixed, exact, strict=True):
         assert relative_error(a.detach().float(), b) < 0.1
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_no_layer_is_passed_by(grad: bool) -> None:
+    """What stands in the place of a layer, as a LoRA does, is called, also where shortcuts are taken."""
+
+    class Scaled(nn.Module):
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base, self.weight, self.bias = base, base.weight, base.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.5 * self.base(x)
+
+    wrapped, scaled = make_pair(TINY)[0], make_pair(TINY)[0]
+    layers = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    for module in list(wrapped.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, layers):
+                setattr(module, name, Scaled(child))
+    with torch.no_grad():
+        for layer in (m for m in scaled.modules() if isinstance(m, layers)):
+            for parameter in layer.parameters():
+                parameter.mul_(1.5)
+    latents, pixels = draw(1, 3, 4, 4, 4), draw(1, 2, 3, 8, 6)
+    with torch.set_grad_enabled(grad):
+        assert relative_error(wrapped.decode(latents), scaled.decode(latents)) <= 1e-5
+        assert relative_error(wrapped.encode(pixels), scaled.encode(pixels)) <= 1e-5

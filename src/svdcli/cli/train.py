@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from svdcli.cli.console import out
+from svdcli.cli.recipes import find_recipe
+from svdcli.errors import UsageError
 
 if TYPE_CHECKING:
     from svdcli.engine.preflight import Start
@@ -19,7 +21,12 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/nano/vae.toml.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A TOML recipe, the name of a shipped one (svd recipes list), or the folder of a run."
+        ),
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe: --set optim.lr=1e-5"),
@@ -28,8 +35,19 @@ def train(
         float | None,
         typer.Option(help="Save and stop after this long; the same command goes on. (run.minutes)"),
     ] = None,
+    show_batch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.png", help="Draw what the network is fed, with its ids, and train nothing."
+        ),
+    ] = None,
+    show_step: Annotated[int, typer.Option(min=0, help="The step that --show-batch draws.")] = 0,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what it would cost: memory, arithmetic, days. Trains nothing.")
+    ] = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report", help="Train nothing; write the run so far as one page, RUN/report.html."),
     ] = False,
 ) -> None:
     """Train a model as a recipe says. The same command again resumes it where it stopped."""
@@ -38,14 +56,21 @@ def train(
     changes = list(set_ or [])
     if minutes is not None:
         changes.append(f"run.minutes={minutes}")
-    chosen = load_recipe(recipe, changes)
+    found = find_recipe(recipe)
+    if report:
+        _report(found.run or load_recipe(found.path, changes).run.folder, recipe)
+        return
+    if show_batch is not None:
+        _show(found.path, changes, show_batch, show_step)
+        return
     if plan:
-        _plan(chosen, recipe)
+        _plan(load_recipe(found.path, changes), recipe)
         return
     from svdcli.engine.preflight import check
     from svdcli.engine.state import CHECKPOINT
 
-    start = check(chosen)
+    start = check(load_recipe(found.path, changes))
+    out.say(f"recipe: {found}")
     _introduce(start)
     step, figures = _run(start)
 
@@ -69,14 +94,37 @@ def train(
     out.next(_next(start.recipe) if done else f"svd train {recipe}   (the same command, for the other steps)")
 
 
-def _plan(chosen: Recipe, path: Path) -> None:
+def _plan(chosen: Recipe, given: str) -> None:
     """The cost on paper."""
     from svdcli.cli.plan_table import plan_lines
     from svdcli.engine.plan_training import plan_training
 
     found = plan_training(chosen)
-    out.result(found.to_dict() | {"recipe": path}, plan_lines(found, chosen))
-    out.next(f"svd train {path}")
+    out.result(found.to_dict() | {"recipe": given}, plan_lines(found, chosen))
+    out.next(f"svd train {given}")
+
+
+def _show(path: Path, changes: list[str], file: Path, step: int) -> None:
+    from svdcli.engine.preflight import check
+    from svdcli.engine.show import show_batch
+    from svdcli.recipe.recipe import load_recipe
+
+    if file.suffix.lower() != ".png":
+        raise UsageError(f"--show-batch draws a png, and {file} is none.", "Give a name that ends in .png.")
+    rows = show_batch(check(load_recipe(path, changes)).recipe, step, file)
+    out.result({"file": file, "step": step, "clips": [row.title for row in rows]}, [str(file)])
+
+
+def _report(folder: Path, given: str) -> None:
+    """Write the page on the run in `folder`."""
+    from svdcli.engine.report import write_report
+
+    facts = write_report(folder)
+    step, num_steps = facts["step"], facts["num_steps"]
+    lines = [str(facts["report"]), f"step {step} of {num_steps}, {facts['num_samples']} sets of samples"]
+    out.result(facts, lines)
+    if step < num_steps:
+        out.next(f"svd train {given}   (the steps that are left)")
 
 
 def _introduce(start: Start) -> None:
@@ -103,7 +151,7 @@ def _run(start: Start) -> tuple[int, dict[str, float]]:
             rate = 1.0 / max(new["seconds"], 1e-9)
             bar.advance(1, note=f"step {step}, loss {new['loss']:.4f}, {rate:.3g} steps/s")
 
-        state = run_training(start.recipe, report, out.say)
+        state = run_training(start.recipe, report, out.say, out.warn)
     return state.step, figures
 
 
@@ -114,4 +162,9 @@ def _result(recipe: Recipe) -> Path:
 def _next(recipe: Recipe) -> str:
     if recipe.task.kind == "vae":
         return f"svd train RECIPE --set task.vae={recipe.run.folder}   (an i2v recipe, upon this autoencoder)"
+    if recipe.task.kind in ("t2i", "t2v"):
+        following = "t2v" if recipe.task.kind == "t2i" else "t2v or i2v"
+        return (
+            f"svd train RECIPE --set task.start={_result(recipe)}   (a {following} recipe, upon this model)"
+        )
     return f"svd sample photo.png --bundle {_result(recipe)}"

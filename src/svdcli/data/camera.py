@@ -7,14 +7,14 @@ many of them it mixes in.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from svdcli.data.frames import FrameSet, Video
+from svdcli.data.footage import Footage, Joined, Video, cover
+from svdcli.data.frames import FrameSet
 
 Kind = Literal["in", "out", "pan"]
 KINDS: tuple[Kind, ...] = ("in", "out", "pan")
@@ -67,16 +67,20 @@ def _view(
     return np.asarray(cv2.warpAffine(frame, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE))
 
 
-def with_camera_moves(frames: FrameSet, count: int, num_frames: int, fps: float, seed: int) -> FrameSet:
-    """The set with `count` camera moves behind it, each of a random frame of a random video, at `fps`."""
+def with_camera_moves(footage: Footage, count: int, num_frames: int, fps: float, seed: int) -> Footage:
+    """The footage with `count` camera moves behind it, each of a random frame of a random video, at `fps`.
+
+    The moves are made and held in memory, the footage is left where it is. They are of its first size.
+    """
     if not count:
-        return frames
+        return footage
     rng = np.random.default_rng(seed)
-    clips, videos, start = [], list(frames.videos), len(frames.frames)
+    videos = footage.videos
+    width, height = footage.size(videos[0])
+    clips, moves = [], []
     for index in range(count):
-        video = frames.videos[rng.integers(len(frames.videos))]
-        still = frames.frames[video.start + rng.integers(video.num_frames)]
-        clips.append(camera_move(still, num_frames, rng))
-        videos.append(Video(f"camera-move-{index:04d}", fps, start, num_frames))
-        start += num_frames
-    return replace(frames, frames=np.concatenate([frames.frames, *clips]), videos=tuple(videos))
+        video = videos[int(rng.integers(len(videos)))]
+        still = footage.take(video, [int(rng.integers(video.num_frames))])[0]
+        clips.append(camera_move(cover(still, width, height), num_frames, rng))
+        moves.append(Video(f"camera-move-{index:04d}", fps, index * num_frames, num_frames))
+    return Joined((footage, FrameSet(np.concatenate(clips), tuple(moves))))

@@ -68,9 +68,13 @@ def motion_score(frames: npt.NDArray[np.uint8], fps: float) -> float:
         raise InputError("Motion cannot be measured on a single frame.", "Give a clip of two frames or more.")
     if not (np.isfinite(fps) and fps > 0):
         raise InputError(f"Motion cannot be measured at {fps} frames per second.", "Give its frame rate.")
-    grey = grey_frames(frames, FLOW_SIDE)
-    lengths = [float(np.hypot(*np.moveaxis(dense_flow(a, b), -1, 0)).mean()) for a, b in pairwise(grey)]
-    return float(np.mean(lengths)) / FLOW_SIDE * float(fps)
+    return float(np.mean([pair_motion(a, b) for a, b in pairwise(frames)])) * float(fps)
+
+
+def pair_motion(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:
+    """Two frames (H, W, 3) 0..255 -> how far the average pixel travels between them, in shortest sides."""
+    flow = dense_flow(*grey_frames(np.stack([before, after]), FLOW_SIDE))
+    return float(np.hypot(flow[..., 0], flow[..., 1]).mean()) / FLOW_SIDE
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ def _as_on_device(on_gpu: bool) -> Iterator[None]:
 
         return call
 
-    wanted = {name: in_float32(norm) for name, norm in norms.items()} if on_gpu else {}
-    with patch.multiple(F, scaled_dot_product_attention=attention, **wanted):
+    wanted: dict[str, Any] = {name: in_float32(norm) for name, norm in norms.items()} if on_gpu else {}
+    with patch.multiple(F, **wanted, scaled_dot_product_attention=attention):
         yield
 
 

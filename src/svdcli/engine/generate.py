@@ -240,9 +240,9 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 
 
 def to_frames(pixels: Tensor) -> npt.NDArray[np.uint8]:
-    """Pixels (T, 3, H, W) near [-1, 1] -> (T, H, W, 3) uint8."""
+    """Pixels (..., 3, H, W) near [-1, 1] -> (..., H, W, 3) uint8."""
     scaled = pixels.float().clamp(-1, 1).add(1).mul(127.5).round()
-    return scaled.to(torch.uint8).movedim(1, -1).contiguous().cpu().numpy()
+    return scaled.to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
 
 
 def is_out_of_memory(error: Exception) -> bool:

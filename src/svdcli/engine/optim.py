@@ -13,23 +13,16 @@ from torch import Tensor, nn
 
 from svdcli.engine.adam import AdamW8bit, HostAdamW
 from svdcli.errors import RecipeError
+from svdcli.model.inflate import is_temporal as is_temporal_block
 from svdcli.model.unet import UNet
 from svdcli.recipe.recipe import Optim
 
-TEMPORAL = (
-    "temporal_res_block",
-    "temporal_transformer_blocks",
-    "time_pos_embed",
-    "time_mixer",
-    "time_conv_out",
-)
-"""Modules that were added to the image model; at full size the UNet's hold 656,076,838 parameters."""
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def is_temporal(name: str) -> bool:
-    """Whether the parameter of that full name sees several frames."""
-    return any(part in TEMPORAL for part in name.split("."))
+    """Whether the parameter of that full name sees several frames, in a UNet or in the decoder."""
+    return is_temporal_block(name) or "time_conv_out" in name.split(".")
 
 
 # ---- what trains ---------------------------------------------------------------------------------------
@@ -68,13 +61,13 @@ def settle_frozen(network: nn.Module, precision: str) -> None:
 def _partly_frozen(dtype: torch.dtype | None) -> Callable[..., Tensor]:
     """UNet.forward for parameters of two precisions; also where no autocast surrounds it, as in evaluation."""
 
-    def forward(self: UNet, x: Tensor, *arguments: Any) -> Tensor:
+    def forward(self: UNet, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
         if x.device.type == "cpu" and torch.is_grad_enabled():
             # torch (2.13) on a CPU dies in the gradient of a GroupNorm that trains, in channels-last memory, and
             # whose input needs none. So the input needs one, and the first frozen layers hand it through.
             x = x.detach().requires_grad_()
         with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
-            return UNet.forward(self, x, *arguments).to(x.dtype)
+            return UNet.forward(self, x, *arguments, **options).to(x.dtype)
 
     return forward
 

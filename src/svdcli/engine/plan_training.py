@@ -130,7 +130,12 @@ def _cost(recipe: Recipe, num_frames: int) -> Cost:
     """Of a batch on one device."""
     drawn = sketch(recipe, num_frames)
     half, on_gpu = HALF.get(recipe.machine.precision), recipe.machine.accelerator != "cpu"
-    before = [count(p.network, p.run, on_gpu=on_gpu, backward=False) for p in drawn.beside.values()]
+    before = [
+        count(p.network, p.run, on_gpu=on_gpu, backward=False)
+        for p in drawn.beside.values()
+        if p.run is not None
+    ]
+    assert drawn.trained.run is not None
     trained = count(_prepare(drawn, recipe), drawn.trained.run, half, on_gpu=on_gpu)
     return Cost(
         trained.forward_flops,

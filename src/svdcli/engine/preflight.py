@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from svdcli.data.frames import split_paths
+from svdcli.data.dataset import count_videos
 from svdcli.diffusion.guidance import parse_guidance
 from svdcli.engine.launch import check_machine, is_first
 from svdcli.engine.lock import require_free
+from svdcli.engine.loggers import require_loggers
 from svdcli.engine.state import CHECKPOINT, saved_run
-from svdcli.engine.tasks.parts import require_vae
+from svdcli.engine.tasks.parts import as_reference, require_vae
+from svdcli.engine.tasks.text import require_text
 from svdcli.io.files import check_writable
 from svdcli.model.bundle import open_bundle
-from svdcli.recipe.recipe import ImageToVideoTask, Recipe, resume_recipe
+from svdcli.model.perceptual import perceptual_weights
+from svdcli.recipe.recipe import (
+    DiffusionTask,
+    ImageToVideoTask,
+    Recipe,
+    TextTask,
+    TextToImageTask,
+    TextToVideoTask,
+    VideoTask,
+    resume_recipe,
+)
+
+STARTS: dict[type, tuple[str, ...]] = {
+    TextToImageTask: ("image",),
+    TextToVideoTask: ("image", "t2v"),
+    ImageToVideoTask: ("t2v", "i2v"),
+}
+"""Which bundles a task can go on from."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +58,38 @@ def check(recipe: Recipe) -> Start:
     saved, changes = saved_run(folder), list[str]()
     if saved is not None:
         recipe, changes = resume_recipe(saved[1], recipe)
-    check_machine(recipe.machine)
-    kept, apart = split_paths(recipe.data)
+    num_videos, num_held_out = check_surroundings(recipe)
     task = recipe.task
-    if isinstance(task, ImageToVideoTask):
-        require_vae(task.vae)
-        parse_guidance(task.guidance, max(task.num_frames))
+    if isinstance(task, DiffusionTask):
+        _check_diffusion(task)
+    else:
         if task.start is not None:
-            open_bundle(_as_path(task.start)).require_task("i2v")
-    elif task.start is not None:
-        require_vae(task.start)
+            require_vae(task.start)
+        if task.perceptual_weight:
+            perceptual_weights()
     check_writable(folder / CHECKPOINT, parents=True)
     if is_first():
         require_free(folder)
-    return Start(recipe, saved[0] if saved else 0, len(kept), len(apart), tuple(changes))
+    return Start(recipe, saved[0] if saved else 0, num_videos, num_held_out, tuple(changes))
 
 
-def _as_path(start: Path) -> Path | str:
-    """A bundle's path, or its name, such as svd-xt."""
-    return start if start.exists() else str(start)
+def check_surroundings(recipe: Recipe) -> tuple[int, int]:
+    """-> the number of videos to train on and held out, where devices, loggers and dataset are here.
+
+    Needs no weights and writes nothing.
+    """
+    check_machine(recipe.machine)
+    require_loggers(recipe.run.log)
+    return count_videos(recipe.data)
+
+
+def _check_diffusion(task: DiffusionTask) -> None:
+    """Raise InputError where the autoencoder, the start or the text encoder of a task is not what it can use."""
+    require_vae(task.vae)
+    parse_guidance(task.guidance, max(task.num_frames) if isinstance(task, VideoTask) else 1)
+    if task.start is not None:
+        files = open_bundle(as_reference(task.start))
+        if files.task not in STARTS[type(task)]:
+            files.require_task(STARTS[type(task)][-1])
+    if isinstance(task, TextTask) and task.text is not None:
+        require_text(as_reference(task.text), task.context_dim)

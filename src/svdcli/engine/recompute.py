@@ -33,14 +33,14 @@ def recompute_blocks(network: nn.Module, share: float) -> None:
             block.forward = MethodType(_recompute, block)  # type: ignore[method-assign]
 
 
-def _recompute(self: nn.Module, *arguments: Any) -> Any:
+def _recompute(self: nn.Module, *arguments: Any, **options: Any) -> Any:
     """The forward of the block's class; twice, where gradients are wanted."""
     if not torch.is_grad_enabled():
-        return type(self).forward(self, *arguments)
-    return checkpoint(_forward, self, *arguments, use_reentrant=False)
+        return type(self).forward(self, *arguments, **options)
+    return checkpoint(_forward, self, *arguments, use_reentrant=False, **options)
 
 
-def _forward(self: nn.Module, *arguments: Any) -> Any:
+def _forward(self: nn.Module, *arguments: Any, **options: Any) -> Any:
     # A context keeps what was computed of it, and the second time must compute what the first one did.
     fresh = (Context(a.tokens) if isinstance(a, Context) else a for a in arguments)
-    return type(self).forward(self, *fresh)
+    return type(self).forward(self, *fresh, **options)

@@ -24,6 +24,7 @@ from svdcli.engine.ema import Averages
 from svdcli.engine.interrupts import Interrupts
 from svdcli.engine.launch import launch
 from svdcli.engine.lock import lock_run
+from svdcli.engine.observe import cost, observed
 from svdcli.engine.optim import build_optimizer, freeze, learning_rate, set_rate, settle_frozen
 from svdcli.engine.preflight import check
 from svdcli.engine.recompute import recompute_blocks
@@ -41,10 +42,12 @@ LEAST_SCALE = 2.0**-6
 """A loss scale of 16-mixed precision below which the gradients, not the scale, are at fault."""
 
 
-def train(recipe: Recipe, report: Report, say: Say = lambda text: None) -> TrainState:
+def train(
+    recipe: Recipe, report: Report, say: Say = lambda text: None, warn: Say = lambda text: None
+) -> TrainState:
     """Train, or go on training, as the recipe says; the result is exported to the run's folder.
 
-    `report(step, figures)` and `say(sentence)` are called in the first process only. Returns early after
+    `report(step, figures)`, `say(sentence)` and `warn(sentence)` are called in the first process only. Returns early after
     `run.minutes`. SIGINT and SIGTERM are obeyed after the step that runs, with a checkpoint, by
     KeyboardInterrupt. Any other error leaves the last checkpoint as it is. Raises SvdError for what the user
     can mend, before anything starts where that can be known.
@@ -67,15 +70,16 @@ def train(recipe: Recipe, report: Report, say: Say = lambda text: None) -> Train
             for sentence in task.notes():
                 say(sentence)
         interrupts.defer = True
-        stopped = fit(
-            fabric,
-            task,
-            network,
-            state,
-            recipe,
-            report,
-            lambda: interrupts.wished or time.monotonic() > deadline,
-        )
+        with observed(fabric, recipe, task, state, report, warn) as seen:
+            stopped = fit(
+                fabric,
+                task,
+                network,
+                state,
+                recipe,
+                seen,
+                lambda: interrupts.wished or time.monotonic() > deadline,
+            )
         save(fabric, state, recipe)
         average = state.whole_average()
         fabric.barrier()  # a process that ends early takes the others with it
@@ -134,6 +138,7 @@ def fit(
         if agreed(fabric, stop()):
             return True
         figures = train_step(fabric, task, network, state, recipe)
+        figures |= cost(fabric, run, figures["seconds"])
         last = state.step == run.num_steps
         if recipe.optim.ema == "power" and (last or state.step % recipe.optim.ema_snapshot_every == 0):
             state.averages.snapshot(run.folder, state.step, write=first)
@@ -173,8 +178,7 @@ def train_step(
     set_rate(state.optimizer, rate)
     total = 0.0
     for part in range(run.accumulate):
-        seed = [run.seed, state.step, fabric.global_rank * run.accumulate + part, 0]
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        seed, generator = step_seed(run.seed, state.step, fabric.global_rank * run.accumulate + part)
         with fabric.no_backward_sync(network, enabled=part < run.accumulate - 1):
             loss, figures = task.loss(network, task.batch(seed), generator)
             fabric.backward(loss / run.accumulate)
@@ -194,6 +198,12 @@ def train_step(
     state.averages.update(state.network, state.step)
     seconds = time.monotonic() - started
     return {"loss": total, "grad_norm": norm.item(), "lr": rate, "seconds": seconds} | figures
+
+
+def step_seed(seed: int, step: int, part: int) -> tuple[list[int], torch.Generator]:
+    """What all randomness of a batch comes from: its choice of clips, and its noise."""
+    seeds = [seed, step, part, 0]
+    return seeds, torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
 
 def _is_overflow(state: TrainState) -> bool:

@@ -42,6 +42,24 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
+def labelled_row(frames_list: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """Videos uint8 (T, H, W, 3) of one length and height -> one video, side by side, each under its label."""
+    if not frames_list or len(frames_list) != len(labels):
+        raise ValueError("a row needs as many labels as videos, and at least one")
+    if len({frames.shape[:2] for frames in frames_list}) > 1:
+        raise ValueError("the videos of a row must have one length and one height")
+    font, parts = ImageFont.load_default(_FONT_SIZE), []
+    for frames, label in zip(frames_list, labels, strict=True):
+        width = frames.shape[2] + _GAP
+        band = Image.new("RGB", (width, _LABEL_HEIGHT), _PAPER)
+        text = _shortened(label, font, width - 2 * _GAP)
+        ImageDraw.Draw(band).text((_GAP, 2), text, fill=_INK, font=font)
+        title = np.broadcast_to(np.asarray(band), (len(frames), *np.asarray(band).shape))
+        side = np.broadcast_to(np.array(_PAPER, np.uint8), (*frames.shape[:2], _GAP, 3))
+        parts.append(np.concatenate([title, np.concatenate([frames, side], axis=2)], axis=1))
+    return np.concatenate(parts, axis=2)
+
+
 def _spread(num_frames: int, columns: int) -> list[int]:
     """Up to `columns` frame numbers, evenly from first to last; of one column, the middle one."""
     if columns == 1:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import av
 import numpy as np
@@ -158,7 +158,7 @@ def _opened(file: Path) -> Iterator[Any]:
     try:
         container = av.open(str(file))
     except (av.FFmpegError, OSError, ValueError) as error:
-        if _is_cut_off(file):
+        if _file_is_cut_off(file):
             raise _truncated(file) from error
         raise InputError(f"{file} is not a video.", _HINT) from error
     with container:
@@ -176,13 +176,13 @@ def _read_frames(file: Path, container: Any, max_frames: int | None) -> tuple[np
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     frames: list[np.ndarray] = []
-    if _is_cut_off(file):
+    if _file_is_cut_off(file):
         raise _truncated(file)
     try:
         for frame in container.decode(stream):
             if max_frames is not None and len(frames) >= max_frames:
                 break
-            frames.append(_to_rgb(frame))
+            frames.append(to_rgb(frame))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise _truncated(file) from error
     if not frames:
@@ -195,30 +195,34 @@ def _read_frames(file: Path, container: Any, max_frames: int | None) -> tuple[np
     return np.stack(frames), float(rate)
 
 
-def _to_rgb(frame: Any) -> np.ndarray:
+def to_rgb(frame: Any) -> np.ndarray:
+    """A decoded PyAV frame -> uint8 (H, W, 3), upright."""
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4  # degrees counter-clockwise, as phones write it
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
-def _is_cut_off(file: Path) -> bool:
-    """Whether an mp4 or mov is shorter than its own boxes say; ffmpeg would quietly give fewer frames."""
-    size = file.stat().st_size
+def _file_is_cut_off(file: Path) -> bool:
     with file.open("rb") as stream:
-        position = 0
-        while position < size:
-            stream.seek(position)
-            header = stream.read(16)
-            if position == 0 and header[4:8] not in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
-                return False
-            length = int.from_bytes(header[:4], "big")
-            if length == 1:
-                length = int.from_bytes(header[8:16], "big")
-            if length == 0:
-                return False
-            if length < 8 or position + length > size:
-                return True
-            position += length
+        return is_cut_off(stream, file.stat().st_size)
+
+
+def is_cut_off(stream: IO[bytes], size: int) -> bool:
+    """Whether an mp4 or mov is shorter than its own boxes say; ffmpeg would quietly give fewer frames."""
+    position = 0
+    while position < size:
+        stream.seek(position)
+        header = stream.read(16)
+        if position == 0 and header[4:8] not in {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"}:
+            return False
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length == 0:
+            return False
+        if length < 8 or position + length > size:
+            return True
+        position += length
     return False
 
 

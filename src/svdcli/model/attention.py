@@ -7,11 +7,18 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svdcli.model.blocks import Mixer
+from svdcli.model.blocks import SLICE, Mixer, is_plain
 from svdcli.model.embedding import EmbeddingMLP, sinusoid
 
 FEED_FORWARD_ROWS = 1 << 25
 """Inference keeps the hidden layer of a feed-forward below this many numbers, by slicing the tokens."""
+FEED_FORWARD_CACHED = {"cpu": 1 << 20}
+"""On a CPU so few that they stay in the cache, and that the allocator has the memory at hand."""
+FEWEST_TOKENS = 1024
+"""For that, a slice is not made shorter than this, as each slice reads all weights."""
+
+SHORT = 256
+"""Up to so many tokens, plain products of matrices are faster on a CPU than its fused attention."""
 
 
 class Context:
@@ -24,6 +31,20 @@ class Context:
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
         self.vectors: dict[nn.Module, Tensor] = {}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) v, each (rows, heads, N, d), the same for all rows; `SHORT` ones slice by slice."""
+    exact = q.dtype == torch.float32 and not torch.is_grad_enabled()
+    if q.device.type != "cpu" or not exact or q.shape[2] > SHORT:
+        return F.scaled_dot_product_attention(q, k, v)
+    heads, tokens, width = q.shape[1:]
+    size, nothing, parts = max(1, SLICE["cpu"] // (heads * tokens**2)), q.new_empty(1, 1, 1), []
+    for some in zip(q.split(size), k.split(size), v.split(size), strict=True):
+        query, key, value = (part.flatten(0, 1).contiguous() for part in some)
+        scores = torch.baddbmm(nothing, query, key.mT, beta=0, alpha=width**-0.5)
+        parts.append((scores.softmax(dim=-1) @ value).unflatten(0, (-1, heads)))
+    return torch.cat(parts)
 
 
 class Attention(nn.Module):
@@ -45,8 +66,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Self-attention within each row: (rows, N, D) -> (rows, N, D)."""
         q, k, v = (self.heads(project(x)).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out[0](out.transpose(1, 2).flatten(2))
+        return self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
 
     def over_time(self, x: Tensor, num_frames: int) -> Tensor:
         """Self-attention over the frames of each place: (B T, N, D) -> (B T, N, D)."""
@@ -54,8 +74,7 @@ class Attention(nn.Module):
             rearrange(project(x), "(b t) n (h d) -> (b n) h t d", t=num_frames, h=self.num_heads)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out[0](rearrange(out, "(b n) h t d -> (b t) n (h d)", n=x.shape[1]))
+        return self.to_out[0](rearrange(attend(q, k, v), "(b n) h t d -> (b t) n (h d)", n=x.shape[1]))
 
     def cross(self, x: Tensor, context: Context) -> Tensor:
         """x (B T, N, D) attends to its clip's context -> (B T, N, D), or (B T, 1, D) to broadcast."""
@@ -80,6 +99,9 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each half projected by itself, as GELU is slow on one that lies between the rows of the other."""
+        if not is_plain(self.proj):
+            value, gate = self.proj(x).chunk(2, dim=-1)
+            return F.gelu(gate) * value
         weights, biases = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         value, gate = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
         return F.gelu(gate).mul_(value)
@@ -94,10 +116,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(rows, N, D) -> the same. Without gradients in slices, to keep the hidden layer small."""
-        rows = max(1, FEED_FORWARD_ROWS // (8 * x.shape[1] * x.shape[2]))
-        if torch.is_grad_enabled() or rows >= x.shape[0]:
+        tokens, hidden = x.flatten(0, 1), 8 * x.shape[-1]
+        size = max(1, FEED_FORWARD_ROWS // hidden)
+        if x.device.type in FEED_FORWARD_CACHED:
+            size = min(size, max(FEWEST_TOKENS, FEED_FORWARD_CACHED[x.device.type] // hidden))
+        if torch.is_grad_enabled() or size >= len(tokens):
             return self.net[2](self.net[0](x))
-        return torch.cat([self.net[2](self.net[0](part)) for part in x.split(rows)])
+        return torch.cat([self.net[2](self.net[0](part)) for part in tokens.split(size)]).view(x.shape)
 
 
 class SpatialBlock(nn.Module):
@@ -146,20 +171,32 @@ def add_cross(block: SpatialBlock | TemporalBlock, x: Tensor, context: Context) 
 
 
 class SpatioTemporalTransformer(nn.Module):
-    """Spatial block, then temporal block on its output plus the frame index; one number blends them."""
+    """Spatial block, then temporal block on its output plus the frame index; one number blends them.
 
-    def __init__(self, width: int, num_heads: int, num_layers: int, context_width: int, groups: int) -> None:
+    With `temporal=False`, that of an image network, it holds the spatial blocks alone.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_layers: int,
+        context_width: int,
+        groups: int,
+        temporal: bool = True,
+    ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, 1e-6)
         self.proj_in = nn.Linear(width, width)
         self.transformer_blocks = nn.ModuleList(
             SpatialBlock(width, num_heads, context_width) for _ in range(num_layers)
         )
-        self.temporal_transformer_blocks = nn.ModuleList(
-            TemporalBlock(width, num_heads, context_width) for _ in range(num_layers)
-        )
-        self.time_pos_embed = EmbeddingMLP(width, 4 * width, width)
-        self.time_mixer = Mixer(0.5)
+        if temporal:
+            self.temporal_transformer_blocks = nn.ModuleList(
+                TemporalBlock(width, num_heads, context_width) for _ in range(num_layers)
+            )
+            self.time_pos_embed = EmbeddingMLP(width, 4 * width, width)
+            self.time_mixer = Mixer(0.5)
         self.proj_out = nn.Linear(width, width)
 
     def frame_embedding(self, num_frames: int, like: Tensor) -> Tensor:
@@ -167,17 +204,28 @@ class SpatioTemporalTransformer(nn.Module):
         index = torch.arange(num_frames, device=like.device)
         return self.time_pos_embed(sinusoid(index, like.shape[-1]).to(like.dtype))[:, None]
 
-    def forward(self, x: Tensor, context: Context, num_frames: int) -> Tensor:
-        """x (B T, C, H, W) -> the same shape."""
-        frames, _, height, width = x.shape
+    def forward(self, x: Tensor, context: Context, num_frames: int | None) -> Tensor:
+        """x (B T, C, H, W) -> the same shape. No num_frames: images, no temporal path."""
+        height, width = x.shape[-2:]
         h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
-        position = self.frame_embedding(num_frames, h).repeat(frames // num_frames, 1, 1)
+        h = self.over_frames(h, context) if num_frames is None else self.over_clips(h, context, num_frames)
+        h = self.proj_out(h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return h.add_(x)
+
+    def over_frames(self, h: Tensor, context: Context) -> Tensor:
+        """Tokens (B T, N, D) -> the same, each frame by itself."""
+        for spatial in self.transformer_blocks:
+            h = spatial(h, context)
+        return h
+
+    def over_clips(self, h: Tensor, context: Context, num_frames: int) -> Tensor:
+        """Tokens (B T, N, D) -> the same, the frames of a clip seeing one another."""
+        position = self.frame_embedding(num_frames, h).repeat(h.shape[0] // num_frames, 1, 1)
         alpha = torch.sigmoid(self.time_mixer.mix_factor).to(h.dtype)  # under autocast the two differ
         for spatial, temporal in zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True):
             h = spatial(h, context)
             h = torch.lerp(temporal(h + position, num_frames, context), h, alpha)
-        h = self.proj_out(h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return h.add_(x)
+        return h
 
 
 class FrameAttention(nn.Module):

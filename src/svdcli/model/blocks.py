@@ -71,17 +71,44 @@ def silence(layer: nn.Conv2d | nn.Conv3d | nn.Linear) -> None:
         nn.init.zeros_(parameter)
 
 
-def conv_with_shift(conv: nn.Conv2d | nn.Conv3d, x: Tensor, shift: Tensor | None) -> Tensor:
-    """Convolve and add a shift (B, C) to every place of a clip or frame of x (B or B T, ...).
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is nothing but its weights, so that they may be used without calling it.
 
-    One clip: the shift goes into the bias, for nothing. Several: it is added, each one's own.
+    False where something stands in its place (a LoRA, a quantised layer) or listens: then it must be called.
     """
-    weight = conv.weight if conv.weight.ndim == 4 else conv.weight.squeeze(-1)
-    padding = [size // 2 for size in weight.shape[2:]]
-    if shift is not None and shift.shape[0] == 1:
+    listens = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) in (nn.Linear, nn.Conv2d, nn.Conv3d) and not listens
+
+
+def conv_with_shift(conv: nn.Conv2d, x: Tensor, shift: Tensor | None) -> Tensor:
+    """Convolve frames (B T, C, H, W) and add a shift (1 or B T, C') to every place of each.
+
+    One shift for all goes into the bias, for nothing. Several are added, each frame its own.
+    """
+    if shift is not None and shift.shape[0] == 1 and is_plain(conv):
         bias = shift[0] if conv.bias is None else shift[0] + conv.bias
-        return F.conv2d(x, weight, bias, padding=padding)
-    out = F.conv2d(x, weight, conv.bias, padding=padding)
+        return F.conv2d(x, conv.weight, bias, padding=conv.padding)  # type: ignore[arg-type]
+    out: Tensor = conv(x)
+    return out if shift is None else out.add_(shift[:, :, None, None])
+
+
+def time_conv(
+    conv: nn.Conv3d, x: Tensor, *, shift: Tensor | None = None, gain: Tensor | None = None
+) -> Tensor:
+    """A (3, 1, 1) convolution of clips (B, C, T, H·W): gain · conv(x) + shift, a shift (1 or B, C') a clip.
+
+    Gain, and shift where it is one, go into weight and bias, for nothing.
+    """
+    if is_plain(conv):
+        weight, bias = conv.weight.squeeze(-1), conv.bias
+        if gain is not None:
+            weight, bias = weight * gain, None if bias is None else bias * gain
+        if shift is not None and shift.shape[0] == 1:
+            bias, shift = (shift[0] if bias is None else shift[0] + bias), None
+        out = F.conv2d(x, weight, bias, padding=(1, 0))
+    else:
+        out = conv(x[..., None])[..., 0]
+        out = out if gain is None else out * gain
     return out if shift is None else out.add_(shift[:, :, None, None])
 
 
@@ -99,8 +126,10 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        """x (B T, C, H, W), emb (B, D) after its SiLU -> (B T, C', H, W)."""
+    def forward(self, x: Tensor, emb: Tensor | None, num_frames: int | None = None) -> Tensor:
+        """x (B T, C, H, W), emb (B, D) after its SiLU -> (B T, C', H, W). Frames do not see one another: their number
+        is taken only so that an image network may have this in the place of a `SpatioTemporalResBlock`.
+        """
         shift = self.time_emb_proj(emb) if self.time_emb_proj is not None else None
         if shift is not None and shift.shape[0] > 1:
             shift = shift.repeat_interleave(x.shape[0] // shift.shape[0], dim=0)
@@ -125,14 +154,12 @@ class TemporalResBlock(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor, emb: Tensor | None, gain: Tensor) -> Tensor:
-        """x (B, C, T, H·W), emb (B, D) -> gain · residual, of x's shape; the gain goes into conv2."""
+        """x (B, C, T, H·W), emb (B, D) -> gain · residual, of x's shape."""
         shift = self.time_emb_proj(emb) if self.time_emb_proj is not None else None
         h = norm_silu(self.norm1, x)
-        h = by_columns(lambda part: conv_with_shift(self.conv1, part, shift), h)
-        weight = self.conv2.weight.squeeze(-1) * gain
-        bias = self.conv2.bias * gain if self.conv2.bias is not None else None
+        h = by_columns(lambda part: time_conv(self.conv1, part, shift=shift), h)
         h = norm_silu(self.norm2, h)
-        return by_columns(lambda part: F.conv2d(part, weight, bias, padding=(1, 0)), h)
+        return by_columns(lambda part: time_conv(self.conv2, part, gain=gain), h)
 
 
 class Mixer(nn.Module):
@@ -214,7 +241,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         twice = (2 * x.shape[-2], 2 * x.shape[-1])
-        if torch.is_grad_enabled() or (size or twice) != twice:
+        if torch.is_grad_enabled() or (size or twice) != twice or not is_plain(self.conv):
             return self.conv(F.interpolate(x, size=size or twice, mode="nearest"))
         return by_frames(self.doubled, x)
 

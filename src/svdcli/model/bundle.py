@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from svdcli.errors import InputError
-from svdcli.model import hub, implied, layouts
+from svdcli.model import hub, implied, layouts, text_encoder
 from svdcli.model.hub import PARTS
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.settings import SETTINGS, Settings
+from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.vae import VAE, VAEConfig
 from svdcli.model.weights import MappedWeights, check_weights, load_module, refuse_pickle, some
@@ -33,7 +34,12 @@ METADATA = "svdcli"
 """Key of a single file's metadata under which our configurations and settings travel; other tools ignore
 it.
 """
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "image_encoder": "model",
+    "text_encoder": "model",
+}
 PREFIXES = {"unet": (layouts.UNET,), "vae": (layouts.FIRST_STAGE,), "image_encoder": (layouts.IMAGE_TOWER,)}
 TASKS = {
     "i2v": "an image-to-video model",
@@ -106,7 +112,10 @@ class BundleFiles:
         if self.single is None:
             paths = find_weights(self.path / part, STEMS[part], dtype)
             found = MappedWeights(paths)
-            return found.arranged({n: s for n, s in found.layout.items() if not n.endswith(".position_ids")})
+            named = {n: s for n, s in found.layout.items() if not n.endswith("position_ids")}
+            if part == "text_encoder":
+                named = text_encoder.renamed(named, self.shapes(part))
+            return found.arranged(named)
         shapes = self.shapes(part)
         stored = self.single.stored
         if part == "unet":
@@ -171,7 +180,7 @@ def _open_folder(name: str, path: Path) -> BundleFiles:
         hint = f"its files, such as {singles[0]}" if singles else "the folder that holds it"
         raise InputError(f"{path} is not a bundle: it has no {hub.INDEX}.", f"Give {hint}.")
     index = _read_json(path / hub.INDEX)
-    configs = {part: _read_json(file) for part in PARTS if (file := path / part / "config.json").is_file()}
+    configs = {part: _read_json(file) for part in STEMS if (file := path / part / "config.json").is_file()}
     for part, config in (
         ("scheduler", "scheduler_config.json"),
         ("feature_extractor", "preprocessor_config.json"),
@@ -224,6 +233,9 @@ def _open_single(name: str, path: Path) -> BundleFiles:
     mapped = MappedWeights(path)
     shapes = {key: stored.shape for key, stored in mapped.stored.items()}
     task = implied.task_of(shapes)
+    if task == "image":
+        config = implied.unet_config(shapes)
+        return BundleFiles(name, path, "single", Settings(task=task), {"unet": config}, single=mapped)
     if task != "i2v":
         return BundleFiles(name, path, "single", Settings(task=task), {}, single=mapped)
     notes = []
@@ -301,7 +313,7 @@ def _module(part: str, config: Mapping[str, Any]) -> nn.Module:
         return UNet(UNetConfig.from_dict(dict(config)))
     if part == "vae":
         return VAE(VAEConfig.from_dict(dict(config)))
-    return ImageEncoder(dict(config))
+    return text_encoder.build(config) if part == "text_encoder" else ImageEncoder(dict(config))
 
 
 def stored_network(module: nn.Module) -> nn.Module:
@@ -310,9 +322,7 @@ def stored_network(module: nn.Module) -> nn.Module:
 
 
 def _finish(part: str, module: nn.Module, device: torch.device | str) -> nn.Module:
-    """Fill buffers that are not saved and so are still without memory: the image encoder's position
-    numbers.
-    """
+    """Fill buffers that are not saved and so are still without memory: the position numbers of CLIP."""
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
             if buffer is not None and buffer.is_meta:
@@ -371,3 +381,17 @@ class Bundle:
 def default_bundle() -> str:
     """The name of the best bundle on this machine: svd-xt-1.1 > svd-xt > svd > nano. Downloads nothing."""
     return hub.best().name
+
+
+def load_text_encoder(ref: str | Path, dtype: torch.dtype | None = None) -> TextEncoder:
+    """The text encoder of a bundle, with its tokenizer, frozen.
+
+    Raises InputError where the bundle is not here, has none, or its weights do not fit.
+    """
+    files = open_bundle(ref)
+    if "text_encoder" not in files.configs:
+        raise InputError(
+            f"{files.name} has no text_encoder/config.json.", "Give a text-to-image bundle, such as SD 2.1."
+        )
+    clip = files.part("text_encoder", dtype).requires_grad_(False)
+    return TextEncoder(clip, files.path / "tokenizer")

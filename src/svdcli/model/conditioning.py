@@ -31,9 +31,9 @@ class Conditioning:
     context: Context
     """tokens (B, N, D)"""
     concat: Tensor
-    """latents beside the noisy ones, (B, 1 or T, c, h, w), never scaled by σ"""
+    """latents beside the noisy ones, (B, 1 or T, c, h, w), never scaled by σ; with text no channel"""
     vector_ids: Tensor
-    """(B, K) float32: fps id, motion bucket, augmentation σ"""
+    """(B, K) float32: fps id, motion bucket, augmentation σ; with text the first two, of images none"""
 
     def null(self) -> Conditioning:
         """The unconditional form for guidance: context and concat latents are zero, the ids stay."""
@@ -55,6 +55,8 @@ class Conditioning:
         """
 
         def conditioned(x: Tensor, c_noise: Tensor) -> Tensor:
+            if not self.concat.shape[2]:
+                return network(x, c_noise, self.context, self.vector_ids)
             concat = self.concat.to(x.dtype).expand(-1, x.shape[1], -1, -1, -1)
             return network(torch.cat([x, concat], dim=2), c_noise, self.context, self.vector_ids)
 
@@ -72,6 +74,18 @@ def condition_on_image(
     """
     ids = torch.stack([fps_id(fps), motion_bucket, augment], dim=1).float()
     return Conditioning(Context(embedding[:, None]), latent[:, None], ids.to(embedding.device))
+
+
+def condition_on_text(tokens: Tensor, fps: Tensor | None, motion_bucket: Tensor | None) -> Conditioning:
+    """Text conditioning of a batch of clips, each with its own values; of pictures without rate and motion.
+
+    tokens: (B, N, D), those of the null text where a caption is dropped. fps (frames a second), motion_bucket: (B,).
+    """
+    batch = tokens.shape[0]
+    ids = tokens.new_zeros((batch, 0), dtype=torch.float32)
+    if fps is not None and motion_bucket is not None:
+        ids = torch.stack([fps_id(fps), motion_bucket], dim=1).float().to(tokens.device)
+    return Conditioning(Context(tokens), tokens.new_zeros((batch, 1, 0, 1, 1)), ids)
 
 
 def augment_picture(pixels: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from svdcli.errors import InputError
+from svdcli.model import image_config
 from svdcli.model.layouts import FIRST_STAGE, IMAGE_TOWER, UNET
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -49,17 +50,17 @@ def task_of(shapes: Shapes) -> str:
 
 def unet_config(shapes: Shapes) -> Config:
     """The UNet configuration that the shapes of a single file imply; heads are 64 channels wide, as in every
-    published one.
+    published one from Stable Diffusion 2 on.
+
+    Without temporal layers it is that of an image network. Raises InputError where tensors are missing.
     """
     shapes = {key.removeprefix(UNET): shape for key, shape in shapes.items() if key.startswith(UNET)}
     try:
         widths, layers, attends, depths = _levels(shapes)
-        ids = shapes["label_emb.0.0.weight"][1]
-        down = [
-            "CrossAttnDownBlockSpatioTemporal" if attend else "DownBlockSpatioTemporal" for attend in attends
-        ]
-        return {
-            "_class_name": "UNetSpatioTemporalConditionModel",
+        temporal = "middle_block.0.time_stack.in_layers.0.weight" in shapes
+        suffix = "SpatioTemporal" if temporal else "2D"
+        down = [f"{'CrossAttn' * attend}DownBlock{suffix}" for attend in attends]
+        config = {
             "in_channels": shapes["input_blocks.0.0.weight"][1],
             "out_channels": shapes["out.2.weight"][0],
             "block_out_channels": widths,
@@ -69,9 +70,17 @@ def unet_config(shapes: Shapes) -> Config:
             "transformer_layers_per_block": depths[-1] if len(set(depths)) == 1 else depths,
             "cross_attention_dim": shapes["middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
             "num_attention_heads": [max(1, width // HEAD_WIDTH) for width in widths],
+            "sample_size": 96,
+        }
+        if not temporal:
+            linear = len(shapes["middle_block.1.proj_in.weight"]) == 2
+            return {"_class_name": image_config.CLASS, "use_linear_projection": linear, **config}
+        ids = shapes["label_emb.0.0.weight"][1]
+        return {
+            "_class_name": "UNetSpatioTemporalConditionModel",
+            **config,
             "projection_class_embeddings_input_dim": ids,
             "addition_time_embed_dim": ID_WIDTH if ids % ID_WIDTH == 0 else ids // 3,
-            "sample_size": 96,
         }
     except (KeyError, IndexError) as error:
         raise InputError(

@@ -84,8 +84,10 @@ def per_level(value: Any, num_levels: int) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value] * num_levels
 
 
-def _video_resnet(ours: str, single: str) -> Iterator[tuple[str, str]]:
+def _resnet(ours: str, single: str) -> Iterator[tuple[str, str]]:
+    """Of a video network, and of an image network, whose names of ours lack `spatial_res_block`."""
     for a, b in RESNET.items():
+        yield f"{ours}.{a}", f"{single}.{b}"
         yield f"{ours}.spatial_res_block.{a}", f"{single}.{b}"
         yield f"{ours}.temporal_res_block.{a}", f"{single}.time_stack.{b}"
     yield f"{ours}.time_mixer", f"{single}.time_mixer"
@@ -108,22 +110,22 @@ def _unet_pairs(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     block = 1
     for level, kind in enumerate(config["down_block_types"]):
         for layer in range(layers[level]):
-            yield from _video_resnet(f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{block}.0")
+            yield from _resnet(f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{block}.0")
             if kind.startswith("CrossAttn"):
                 yield from _transformer(f"down_blocks.{level}.attentions.{layer}", f"input_blocks.{block}.1")
             block += 1
         if level < levels - 1:
             yield f"down_blocks.{level}.downsamplers.0.conv", f"input_blocks.{block}.0.op"
             block += 1
-    yield from _video_resnet("mid_block.resnets.0", "middle_block.0")
+    yield from _resnet("mid_block.resnets.0", "middle_block.0")
     yield from _transformer("mid_block.attentions.0", "middle_block.1")
-    yield from _video_resnet("mid_block.resnets.1", "middle_block.2")
+    yield from _resnet("mid_block.resnets.1", "middle_block.2")
     block = 0
     for level, kind in enumerate(config["up_block_types"]):
         attends = kind.startswith("CrossAttn")
         last = layers[levels - 1 - level]
         for layer in range(last + 1):
-            yield from _video_resnet(f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{block}.0")
+            yield from _resnet(f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{block}.0")
             if attends:
                 yield from _transformer(f"up_blocks.{level}.attentions.{layer}", f"output_blocks.{block}.1")
             if layer == last and level < levels - 1:

@@ -7,7 +7,8 @@ converts no names (`layouts`) and no settings.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from svdcli.errors import UsageError
 from svdcli.io.files import atomic_folder, atomic_path
-from svdcli.model import hub, layouts
+from svdcli.model import hub, image_config, layouts, text_encoder
 from svdcli.model.blocks import NUM_GROUPS
 from svdcli.model.bundle import METADATA, STEMS, Bundle, BundleFiles, stored_network
 from svdcli.model.hub import PARTS
@@ -26,6 +27,8 @@ from svdcli.model.settings import SETTINGS, Settings
 from svdcli.model.weights import MappedWeights, ToWrite, some, write_weights
 
 CLASSES = {
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
     "unet": ("diffusers", "UNetSpatioTemporalConditionModel"),
     "vae": ("diffusers", "AutoencoderKLTemporalDecoder"),
@@ -86,7 +89,10 @@ def part_of(
             kind = _cast(source.dtype(name), dtype)
             tensors[name] = ToWrite(source.shape(name), kind, lambda n=name, k=kind: source.tensor(n, k))  # type: ignore[misc]
         return Part(config or {}, tensors)
-    for name, tensor in stored_network(source).state_dict().items():
+    state = stored_network(source).state_dict()
+    if text_encoder.is_text_encoder(source):
+        state = text_encoder.published(state)
+    for name, tensor in state.items():
         tensors[name] = ToWrite(tuple(tensor.shape), _cast(tensor.dtype, dtype), lambda t=tensor: t)  # type: ignore[misc]
     return Part(config or config_of(source), tensors)
 
@@ -95,6 +101,8 @@ def config_of(module: nn.Module) -> dict[str, Any]:
     """A part's configuration as its `config.json` says it."""
     if isinstance(module, ImageEncoder):
         return {**module.config.to_diff_dict(), "architectures": [CLASSES["image_encoder"][1]]}
+    if text_encoder.is_text_encoder(module):
+        return {**module.config.to_diff_dict(), "architectures": [CLASSES["text_encoder"][1]]}  # type: ignore[union-attr, operator]
     return module.config.to_dict()  # type: ignore[union-attr, operator]
 
 
@@ -116,8 +124,11 @@ def parts_of(source: Bundle | BundleFiles, dtype: torch.dtype | None = None) -> 
 
 
 def is_standard(part: Part) -> bool:
-    """Whether other tools can hold the part: they know only norms of 32 groups, and would take others for those."""
-    return part.config.get("norm_num_groups", NUM_GROUPS) == NUM_GROUPS
+    """Whether other tools can hold the part: their video networks know only norms of 32 groups, and would take others for
+    those.
+    """
+    image = part.config.get("_class_name") == image_config.CLASS
+    return image or part.config.get("norm_num_groups", NUM_GROUPS) == NUM_GROUPS
 
 
 def require_standard(parts: Mapping[str, Part]) -> None:
@@ -135,32 +146,48 @@ def save_bundle(
     folder: Path,
     settings: Settings,
     configs: Mapping[str, Mapping[str, Any]] | None = None,
+    tokenizer: Path | None = None,
 ) -> None:
     """Write a diffusers pipeline folder with `svd.json`, whole or not at all, one tensor in memory at a time.
 
-    `configs` may carry a "scheduler" and a "feature_extractor" to keep.
-    `StableVideoDiffusionPipeline.from_pretrained` loads it. Raises UsageError or MachineError where the
-    folder cannot be written.
+    `configs` may carry a "scheduler" and a "feature_extractor" to keep, `tokenizer` is a folder to copy. With an
+    image encoder `StableVideoDiffusionPipeline.from_pretrained` loads it; of others, diffusers loads the parts.
+    Raises UsageError or MachineError where the folder cannot be written.
     """
     configs = configs or {}
-    index: dict[str, Any] = {"_class_name": "StableVideoDiffusionPipeline", "_diffusers_version": "0.24.0"}
-    for part, (library, name) in CLASSES.items():
-        others_can = part not in parts or is_standard(parts[part])
-        index[part] = [library if others_can else "svdcli", name]  # other tools refuse what they cannot hold
-    scheduler = SCHEDULER | {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max}
+    small: dict[str, tuple[str, Mapping[str, Any]]] = {
+        "scheduler": (
+            "scheduler_config.json",
+            SCHEDULER | {"sigma_min": settings.sigma_min, "sigma_max": settings.sigma_max},
+        )
+    }
+    if "image_encoder" in parts:
+        small["feature_extractor"] = ("preprocessor_config.json", FEATURE_EXTRACTOR)
     with atomic_folder(folder) as temporary:
-        for part in PARTS:
+        for part, content in parts.items():
             (temporary / part).mkdir()
-            _write_json(temporary / part / "config.json", parts[part].config)
-            write_weights(temporary / part / f"{STEMS[part]}.safetensors", parts[part].tensors)
-        for part, file, default in (
-            ("scheduler", "scheduler_config.json", scheduler),
-            ("feature_extractor", "preprocessor_config.json", FEATURE_EXTRACTOR),
-        ):
+            _write_json(temporary / part / "config.json", content.config)
+            write_weights(temporary / part / f"{STEMS[part]}.safetensors", content.tensors)
+        for part, (file, default) in small.items():
             (temporary / part).mkdir()
             _write_json(temporary / part / file, configs.get(part) or default)
-        _write_json(temporary / hub.INDEX, index)
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, temporary / "tokenizer")
+        _write_json(temporary / hub.INDEX, _index(parts, [*small] + ["tokenizer"] * (tokenizer is not None)))
         _write_json(temporary / SETTINGS, settings.to_dict())
+
+
+def _index(parts: Mapping[str, Part], others: Sequence[str]) -> dict[str, Any]:
+    """The content of `model_index.json`: the pipeline's class, and each part's."""
+    pipeline = "StableVideoDiffusionPipeline" if "image_encoder" in parts else "DiffusionPipeline"
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.24.0"}
+    for part, (library, name) in CLASSES.items():
+        if part in others:
+            index[part] = [library, name]
+        elif part in parts:
+            others_can = is_standard(parts[part])  # other tools refuse what they cannot hold
+            index[part] = [library if others_can else "svdcli", parts[part].config.get("_class_name", name)]
+    return index
 
 
 def save_single(parts: Mapping[str, Part], path: Path, settings: Settings) -> None:

@@ -1,7 +1,8 @@
-"""The spatio-temporal UNet of Stable Video Diffusion (SVD paper §2, app. D; svd-facts §2.1).
+"""The spatio-temporal UNet of Stable Video Diffusion (SVD paper §2, app. D; svd-facts §2.1), and the image UNet below it.
 
-State-dict keys equal those of the published weights in the diffusers layout, key for key. At SVD's
-configuration it has 1,524,623,082 parameters.
+State-dict keys equal those of the published weights in the diffusers layout, key for key: of
+`UNetSpatioTemporalConditionModel`, and without temporal layers (`temporal=False`, Stable Diffusion 2.1) of
+`UNet2DConditionModel`. At SVD's configuration it has 1,524,623,082 parameters.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svdcli.model import image_config
 from svdcli.model.attention import Context, SpatioTemporalTransformer
 from svdcli.model.blocks import (
     NUM_GROUPS,
@@ -47,10 +49,20 @@ class UNetConfig:
     num_frames: int = 25
     sample_size: int | None = None
     norm_num_groups: int = NUM_GROUPS
+    norm_eps: float | None = None
+    """of the residual blocks' norms; None: as diffusers has it for video, 1e-6 where the level attends or rises. Image
+    networks and Stability's own code have 1e-5 throughout."""
+    temporal: bool = True
+    """False: an image network, which holds no temporal layers and takes no ids"""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
-        """From a parsed `config.json`; keys that do not shape the network are left out."""
+        """From a parsed `config.json`; keys that do not shape the network are left out.
+
+        Raises ValueError for an image network of another architecture than Stable Diffusion 2's.
+        """
+        if values.get("_class_name") == image_config.CLASS:
+            values = image_config.read(values)
         known = {f.name for f in fields(cls)}
         chosen: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known
@@ -58,7 +70,13 @@ class UNetConfig:
         return cls(**chosen)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"_class_name": "UNetSpatioTemporalConditionModel", **asdict(self)}
+        """As a diffusers `config.json` says it."""
+        values = asdict(self)
+        if not values.pop("temporal"):
+            return image_config.written(values)
+        if self.norm_eps is None:
+            del values["norm_eps"]
+        return {"_class_name": "UNetSpatioTemporalConditionModel", **values}
 
     @property
     def num_levels(self) -> int:
@@ -66,7 +84,7 @@ class UNetConfig:
 
     @property
     def num_vector_ids(self) -> int:
-        """How many scalars (fps, motion bucket, augmentation σ) the vector condition takes."""
+        """How many scalars (fps, motion bucket, augmentation σ) the vector condition takes; 0: it has no layers for any."""
         return self.projection_class_embeddings_input_dim // self.addition_time_embed_dim
 
     def per_level(self, name: str) -> tuple[int, ...]:
@@ -95,14 +113,14 @@ class Level(nn.Module):
         if sampler:
             self.add_module(sampler[0], nn.ModuleList([sampler[1]]))
 
-    def layer(self, index: int, x: Tensor, emb: Tensor, context: Context, num_frames: int) -> Tensor:
+    def layer(self, index: int, x: Tensor, emb: Tensor, context: Context, num_frames: int | None) -> Tensor:
         x = self.resnets[index](x, emb, num_frames)
         return self.attentions[index](x, context, num_frames) if hasattr(self, "attentions") else x
 
 
 class DownLevel(Level):
     def forward(
-        self, x: Tensor, emb: Tensor, context: Context, num_frames: int
+        self, x: Tensor, emb: Tensor, context: Context, num_frames: int | None
     ) -> tuple[Tensor, list[Tensor]]:
         """-> the level's output, and what the way up will want of it."""
         skips = []
@@ -117,7 +135,7 @@ class DownLevel(Level):
 
 class UpLevel(Level):
     def forward(
-        self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context, num_frames: int
+        self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context, num_frames: int | None
     ) -> Tensor:
         """Takes its skips off the end of the list, the deepest first."""
         for index in range(len(self.resnets)):
@@ -128,7 +146,7 @@ class UpLevel(Level):
 
 
 class MidLevel(Level):
-    def forward(self, x: Tensor, emb: Tensor, context: Context, num_frames: int) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Context, num_frames: int | None) -> Tensor:
         x = self.resnets[0](x, emb, num_frames)
         for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
             x = resnet(attention(x, context, num_frames), emb, num_frames)
@@ -145,7 +163,8 @@ class UNet(nn.Module):
         emb_width = 4 * widths[0]
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = EmbeddingMLP(widths[0], emb_width)
-        self.add_embedding = EmbeddingMLP(config.projection_class_embeddings_input_dim, emb_width)
+        if config.num_vector_ids:
+            self.add_embedding = EmbeddingMLP(config.projection_class_embeddings_input_dim, emb_width)
         self.down_blocks = nn.ModuleList(self._down_level(i, emb_width) for i in range(config.num_levels))
         self.up_blocks = nn.ModuleList(
             self._up_level(i, emb_width) for i in reversed(range(config.num_levels))
@@ -159,8 +178,20 @@ class UNet(nn.Module):
         heads, context = config.per_level("num_attention_heads"), config.per_level("cross_attention_dim")
         depth = num_layers or config.per_level("transformer_layers_per_block")[level]
         return SpatioTemporalTransformer(
-            config.block_out_channels[level], heads[level], depth, context[level], config.norm_num_groups
+            config.block_out_channels[level],
+            heads[level],
+            depth,
+            context[level],
+            config.norm_num_groups,
+            config.temporal,
         )
+
+    def _resnet(self, in_channels: int, out_channels: int, emb_width: int, eps: float) -> nn.Module:
+        """A residual block, with its temporal companion in a video network. `eps`: diffusers' for a video network."""
+        eps, groups = self.config.norm_eps or eps, self.config.norm_num_groups
+        if not self.config.temporal:
+            return ResBlock(in_channels, out_channels, emb_width, eps, groups)
+        return SpatioTemporalResBlock(in_channels, out_channels, emb_width, groups, eps=eps)
 
     def _down_level(self, level: int, emb_width: int) -> DownLevel:
         config, widths = self.config, self.config.block_out_channels
@@ -168,10 +199,7 @@ class UNet(nn.Module):
         num_layers = config.per_level("layers_per_block")[level]
         inputs = [widths[max(level - 1, 0)]] + [widths[level]] * (num_layers - 1)
         resnets = [
-            SpatioTemporalResBlock(
-                width, widths[level], emb_width, config.norm_num_groups, eps=1e-6 if attends else 1e-5
-            )
-            for width in inputs
+            self._resnet(width, widths[level], emb_width, 1e-6 if attends else 1e-5) for width in inputs
         ]
         attentions = [self._transformer(level) for _ in resnets] if attends else []
         sampler = ("downsamplers", Downsample(widths[level])) if level < config.num_levels - 1 else None
@@ -185,7 +213,7 @@ class UNet(nn.Module):
         inputs = [below] + [widths[level]] * (num_layers - 1)
         skips = [widths[level]] * (num_layers - 1) + [widths[max(level - 1, 0)]]
         resnets = [
-            SpatioTemporalResBlock(width + skip, widths[level], emb_width, config.norm_num_groups, eps=1e-6)
+            self._resnet(width + skip, widths[level], emb_width, 1e-6)
             for width, skip in zip(inputs, skips, strict=True)
         ]
         attentions = [self._transformer(level) for _ in resnets] if attends else []
@@ -194,31 +222,45 @@ class UNet(nn.Module):
 
     def _mid_level(self, emb_width: int) -> MidLevel:
         width = self.config.block_out_channels[-1]
-        groups = self.config.norm_num_groups
-        resnets = [SpatioTemporalResBlock(width, width, emb_width, groups, eps=1e-5) for _ in range(2)]
+        resnets = [self._resnet(width, width, emb_width, 1e-5) for _ in range(2)]
         return MidLevel(resnets, [self._transformer(-1)], None)
 
-    def embed(self, c_noise: Tensor, vector_ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """Noise level (B,) and ids (B, K) -> the embedding that shifts every block (B, D), after its SiLU."""
+    def embed(self, c_noise: Tensor, vector_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Noise level (B,) and ids (B, K) -> the embedding that shifts every block (B, D), after its SiLU.
+
+        Without ids, as for images: of the noise level alone.
+        """
         config = self.config
-        if vector_ids.shape[1] != config.num_vector_ids:
+        if vector_ids is not None and vector_ids.shape[1] != config.num_vector_ids:
             raise ValueError(
                 f"the network takes {config.num_vector_ids} vector ids, not {vector_ids.shape[1]}"
             )
         emb = self.time_embedding(sinusoid(c_noise, config.block_out_channels[0]).to(dtype))
+        if vector_ids is None or not config.num_vector_ids:
+            return nn.functional.silu(emb)
         ids = sinusoid(vector_ids, config.addition_time_embed_dim).flatten(1).to(dtype)
         return nn.functional.silu(emb + self.add_embedding(ids))
 
-    def forward(self, x: Tensor, c_noise: Tensor, context: Tensor | Context, vector_ids: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        context: Tensor | Context,
+        vector_ids: Tensor | None = None,
+        as_images: bool = False,
+    ) -> Tensor:
         """Predict F (B, T, C_out, h, w), of x's dtype.
 
         x: (B, T, C_in, h, w), scaled noisy latents with the concat latents behind them. c_noise: (B,), ¼ ln
         σ. context: (B, N, D) or a `Context`, which keeps the one-token vectors from step to step. vector_ids:
-        (B, K), fps id, motion bucket, augmentation σ in this order. Raises ValueError where the number of ids
-        is not the network's.
+        (B, K), fps id, motion bucket, augmentation σ in this order. `as_images`: the temporal layers and the ids
+        stay out, each frame is denoised by itself; an image network knows nothing else. Raises ValueError where the
+        number of ids is not the network's.
         """
-        batch, num_frames = x.shape[:2]
-        emb = self.embed(c_noise, vector_ids, x.dtype)
+        batch, length = x.shape[:2]
+        as_images = as_images or not self.config.temporal
+        num_frames = None if as_images else length
+        emb = self.embed(c_noise, None if as_images else vector_ids, x.dtype)
         context = context if isinstance(context, Context) else Context(context)
         h = self.conv_in(x.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         skips = [h]
@@ -229,7 +271,7 @@ class UNet(nn.Module):
         for level in self.up_blocks:
             h = level(h, skips, emb, context, num_frames)
         h = self.conv_out(norm_silu(self.conv_norm_out, h))
-        return h.unflatten(0, (batch, num_frames))
+        return h.unflatten(0, (batch, length))
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -20,7 +20,7 @@ from svdcli.model.unet import UNet
 from svdcli.model.vae_start import carry, set_bias
 
 PER_SIGNAL = 4
-"""Trunk channels a latent channel: the picture and its negative, the noisy clip and its negative. Each norm group adds two of ballast."""
+"""Trunk channels a latent channel: the picture and its negative, the noisy clip and its negative."""
 BALLAST, GATE_BALLAST = 3.0, 3.0
 PICTURE_GAIN, PICTURE_SHARE, GATE_GAIN = 1.05, 0.5, 2.4
 """−b at high noise, the share of the picture taken from the noisy clip before the gate, and g at low noise."""
@@ -84,7 +84,10 @@ class Room:
 
     def places(self) -> list[int]:
         """First channel of each signal."""
-        return [self.group * (k // self.per_group) + PER_SIGNAL * (k % self.per_group) for k in range(self.signals)]
+        return [
+            self.group * (k // self.per_group) + PER_SIGNAL * (k % self.per_group)
+            for k in range(self.signals)
+        ]
 
     def ballast(self) -> list[int]:
         """First of each group's two channels of ballast."""
@@ -115,13 +118,14 @@ def _set_gate(unet: UNet, block: ResBlock, room: Room) -> float:
     tall = room.divisor(2 * GATE_INPUT**2 + 4, GATE_BALLAST)  # of norm2, at a shift of one
     scale, shift = wide * GATE_INPUT, GATE_SLOPE * tall / GATE_SHARPNESS
     _set_noise_level(unet)
-    assert block.time_emb_proj is not None
+    projection = block.time_emb_proj
+    assert projection is not None
 
     def set_shift(row: int, sign: float) -> None:
-        block.time_emb_proj.weight[row] = 0.0
-        block.time_emb_proj.weight[row, 0] = -sign * shift
-        block.time_emb_proj.weight[row, 1] = sign * shift
-        block.time_emb_proj.bias[row] = sign * shift * GATE_CENTRE
+        projection.weight[row] = 0.0
+        projection.weight[row, 0] = -sign * shift
+        projection.weight[row, 1] = sign * shift
+        projection.bias[row] = sign * shift * GATE_CENTRE
 
     for at in room.ballast():
         carry(block.conv1, {at: {}, at + 1: {}})

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from svdcli.model.attention import FrameAttention
 from svdcli.model.blocks import (
@@ -22,6 +21,7 @@ from svdcli.model.blocks import (
     norm_silu,
     over_space,
     over_time,
+    time_conv,
 )
 
 EPS = 1e-6
@@ -171,9 +171,7 @@ class TemporalDecoder(nn.Module):
         x = self.conv_out(norm_silu(self.conv_norm_out, x))
         if num_frames is None:
             return x
-        conv = self.time_conv_out
-        x_over_time = F.conv2d(over_time(x, num_frames), conv.weight.squeeze(-1), conv.bias, padding=(1, 0))
-        return over_space(x_over_time, x.shape)
+        return over_space(time_conv(self.time_conv_out, over_time(x, num_frames)), x.shape)
 
 
 class VAE(nn.Module):

@@ -1,10 +1,10 @@
 """A start for training the autoencoder: the principal components of 8×8 patches, built into its convolutions.
 
 A random start spends its first thousand steps on finding what a linear analysis knows. Here the encoder begins as exactly that
-analysis, one component a latent channel, its deviation in proportion to the root of the component's (were all equal, diffusion would
-weigh fine detail like brightness; were they left alone, brightness would outweigh everything), and the decoder as the mean colour of each patch; the residual blocks are silent and
-learn the rest. Signals pass the norms and SiLUs unharmed as a pair: SiLU(x) − SiLU(−x) = x, beside a pair of constants that
-keeps the norm's divisor nearly the same for every picture.
+analysis, one component a latent channel, and the decoder as the mean colour of each patch; the residual blocks are silent and
+learn the rest. A channel's deviation is in proportion to the root of its component's: were all equal, diffusion would weigh
+fine detail like brightness; were they left alone, brightness would outweigh everything. Signals pass the norms and SiLUs unharmed
+as a pair: SiLU(x) − SiLU(−x) = x, beside a pair of constants that keeps the norm's divisor nearly the same for every picture.
 """
 
 from __future__ import annotations

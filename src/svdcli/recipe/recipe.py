@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from svdcli.errors import RecipeError, UsageError
 
 Positive = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(ge=64, multiple_of=8)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 Width = Annotated[float, Field(gt=0.0, lt=0.288)]
 """of a power average: 0.288 is that of the plain mean over the run"""
-FREE_ON_RESUME = ("run.minutes", "run.num_steps", "machine")
+FREE_ON_RESUME = ("run.minutes", "run.num_steps", "run.sample_every", "run.log", "machine")
 """Keys that may change, without a word, when a run is resumed."""
 SAID_ON_RESUME = (
     "run.folder",
@@ -30,6 +33,7 @@ SAID_ON_RESUME = (
     "data.source",
     "task.vae",
     "task.start",
+    "task.text",
 )
 """Keys that may change when a run is resumed, and are then named. All others began with the run and stay."""
 KEPT_ON_RESUME = ("optim.state", "optim.ema", "optim.ema_widths")
@@ -48,19 +52,47 @@ class Data(Section):
     """Which clips are trained on."""
 
     source: Path
-    """a folder of videos"""
+    """a folder of videos and of folders of numbered frames, or a folder or URL of shards with their index"""
     exclude: tuple[str, ...] = ()
     """file name patterns that are left out altogether"""
     held_out: tuple[str, ...] = ()
     """file name patterns that are kept for evaluation only"""
+    held_out_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """share of the source videos that is kept for evaluation besides, chosen by their names"""
     width: Annotated[int, Field(ge=64, multiple_of=8)]
     """pixels"""
     height: Annotated[int, Field(ge=64, multiple_of=8)]
     """pixels"""
+    buckets: tuple[tuple[Side, Side], ...] = ()
+    """further sizes [width, height]; a clip is scaled and cropped to the one nearest to its aspect ratio, and a
+    batch is of one size"""
     max_fps: Annotated[float, Field(gt=0)] = 16.0
     """videos are thinned to at most this frame rate when they are read, frames a second"""
     max_frames: Positive = 240
     """frames kept of one video, from its start"""
+    frames_fps: Annotated[float, Field(gt=0)] | None = None
+    """frame rate of folders of numbered frames, which cannot say it themselves"""
+    sampling: Literal["uniform_videos", "shuffle"] = "uniform_videos"
+    """uniform_videos: each clip of a batch from any video, all as likely, at a speed that a stride of its frames
+    gives; shuffle: every video once a round, in a new order each, frames by their time at the rate drawn"""
+    reader: Literal["decord", "pyav"] = "decord"
+    """what decodes; pyav minds edit lists, decord is faster"""
+    frame_cache: bool | None = None
+    """keep all frames, decoded and scaled, in one file beside the runs; absent: for videos of one size, not shards"""
+    latent_cache: bool = True
+    """keep latents on disk, a file a clip"""
+    max_corrupt_share: Fraction = 0.05
+    """the run stops where more than this share of the clips cannot be read"""
+
+    @property
+    def location(self) -> str:
+        """The source as it was written: a path takes one of the two slashes of a URL."""
+        return re.sub(r"^([a-z][a-z0-9+.-]+):/+", r"\1://", str(self.source))
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """All buckets, (width, height), that of the two keys first."""
+        return tuple(dict.fromkeys(((self.width, self.height), *self.buckets)))
 
 
 class VAETask(Section):
@@ -85,6 +117,10 @@ class VAETask(Section):
     """weight of the KL divergence, in nats a latent, beside the reconstruction"""
     gradient_weight: Annotated[float, Field(ge=0)] = 0.0
     """weight of the L1 error of finite differences, which keeps edges"""
+    perceptual_weight: Annotated[float, Field(ge=0)] = 0.0
+    """weight of the perceptual distance (shift-tolerant LPIPS); needs the extra `perceptual`"""
+    adversarial_weight: Annotated[float, Field(ge=0)] = 0.0
+    """weight of the verdict of a patch-wise temporal discriminator, trained beside the autoencoder"""
 
     @property
     def downscale(self) -> int:
@@ -99,14 +135,13 @@ class VAETask(Section):
         return self
 
 
-class ImageToVideoTask(Section):
-    """Train the UNet and the image encoder to continue a frame (SVD paper §4.2, app. D.4)."""
+class DiffusionTask(Section):
+    """What the tasks that train a UNet on latents share."""
 
-    kind: Literal["i2v"]
     vae: Path
     """bundle or run with the autoencoder"""
     start: Path | None = None
-    """bundle whose UNet and image encoder are continued"""
+    """bundle, or single file, whose network is continued; absent: a new one"""
     block_out_channels: tuple[Positive, ...]
     norm_num_groups: Positive = 32
     num_attention_heads: tuple[Positive, ...]
@@ -115,31 +150,13 @@ class ImageToVideoTask(Section):
     attention_levels: tuple[bool, ...]
     """which levels hold transformers"""
     context_dim: Positive
-    """width of the image embedding"""
-    num_frames: tuple[Positive, ...]
-    """clip lengths; each step trains one of them"""
-    fps: tuple[float, float]
-    """range of frame rates that clips are labelled with; each is drawn on its own, so that footage plays
-    slower and faster than life"""
-    max_speed: Annotated[float, Field(ge=1)] = 2.0
-    """how much faster or slower than life a clip may play"""
-    camera_moves: Annotated[int, Field(ge=0)] = 0
-    """clips made from still frames by panning and zooming, mixed in"""
-    p_mean: float = 1.0
+    """width of the context: of the image embedding, or of a token of text"""
+    p_mean: float
     """mean of ln σ"""
-    p_std: Annotated[float, Field(gt=0)] = 1.6
+    p_std: Annotated[float, Field(gt=0)]
     """standard deviation of ln σ"""
     huber: Annotated[float, Field(gt=0)] | None = None
     """errors of F beyond this count linearly in training; absent: squared, as in the paper"""
-    augment_mean: float = -3.0
-    """mean of ln σ of the noise added to the condition frame"""
-    augment_std: Annotated[float, Field(ge=0)] = 0.5
-    drop_embedding: Fraction = 0.05
-    """share of clips whose image embedding alone is zeroed"""
-    drop_latent: Fraction = 0.05
-    """share whose condition latent alone is zeroed"""
-    drop_both: Fraction = 0.1
-    """share with both zeroed: the null condition of guidance"""
     guidance: str = "1.0:2.5"
     """what the bundle suggests to sample with: scale, or first:last over the frames"""
     num_steps: Positive = 25
@@ -152,7 +169,7 @@ class ImageToVideoTask(Section):
     """first noise level that the bundle suggests"""
 
     @model_validator(mode="after")
-    def _check_shape(self) -> ImageToVideoTask:
+    def _check_shape(self) -> Self:
         _check_groups(self.block_out_channels, self.norm_num_groups)
         levels = len(self.block_out_channels)
         for name in ("num_attention_heads", "attention_levels"):
@@ -161,15 +178,114 @@ class ImageToVideoTask(Section):
         for width, heads in zip(self.block_out_channels, self.num_attention_heads, strict=True):
             if width % heads:
                 raise ValueError(f"{width} channels cannot be shared among {heads} num_attention_heads")
+        return self
+
+
+class VideoTask(DiffusionTask):
+    """What the tasks on clips share."""
+
+    num_frames: tuple[Positive, ...]
+    """clip lengths; each step trains one of them"""
+    fps: tuple[float, float]
+    """range of frame rates that clips are labelled with; each is drawn on its own, so that footage plays
+    slower and faster than life"""
+    max_speed: Annotated[float, Field(ge=1)] = 2.0
+    """how much faster or slower than life a clip may play"""
+    camera_moves: Annotated[int, Field(ge=0)] = 0
+    """clips made from still frames by panning and zooming, mixed in"""
+
+    @model_validator(mode="after")
+    def _check_clips(self) -> Self:
         if not self.num_frames or min(self.num_frames) < 2:
             raise ValueError("num_frames needs clip lengths of 2 frames or more")
         if not 0 < self.fps[0] <= self.fps[1]:
             raise ValueError("fps must be a range [lowest, highest] above 0")
+        return self
+
+
+class TextTask(DiffusionTask):
+    """What the tasks that condition on captions share."""
+
+    text: Path | None = None
+    """bundle with the text encoder and the tokenizer; absent: no text, the context is one token of zeros"""
+    drop_text: Fraction = 0.15
+    """share of clips whose caption is replaced by the empty one: the null condition of guidance"""
+    caption_mix: tuple[Share, Share, Share] = (0.5, 0.25, 0.25)
+    """how often a clip is told by the caption of its middle frame, of the video, and by their summary; of those
+    that it has"""
+
+    @model_validator(mode="after")
+    def _check_captions(self) -> Self:
+        if sum(self.caption_mix) <= 0:
+            raise ValueError("caption_mix needs a share above 0")
+        return self
+
+
+class TextToImageTask(TextTask):
+    """Train the UNet on single frames, at continuous noise levels (SVD paper, app. D.2): stage 1."""
+
+    kind: Literal["t2i"]
+    p_mean: float = -1.2
+    p_std: Annotated[float, Field(gt=0)] = 1.0
+    train: Literal["all", "time_embedding"] = "all"
+    """the time embedding alone learns what the new noise input means and leaves the rest as it is"""
+
+
+class TextToVideoTask(TextTask, VideoTask):
+    """Train the UNet on clips (SVD paper §3.2, §4.1, app. D.2 and D.3): stages 2 and 3. A start that is an image model
+    gets temporal layers, silent at first.
+    """
+
+    kind: Literal["t2v"]
+    p_mean: float = -1.2
+    p_std: Annotated[float, Field(gt=0)] = 1.0
+    image_share: Fraction = 0.0
+    """share of batches that are images: as many frames as clips otherwise, without the temporal layers"""
+    train: Literal["all", "temporal", "spatial"] = "all"
+    """temporal: what a video network has and an image network has not, the layers of the ids among it"""
+
+    @model_validator(mode="after")
+    def _check_train(self) -> Self:
+        if self.train == "temporal" and self.image_share:
+            raise ValueError("image_share trains nothing where train is temporal")
+        return self
+
+
+class ImageToVideoTask(VideoTask):
+    """Train the UNet and the image encoder to continue a frame (SVD paper §4.2, app. D.4).
+
+    A start that is a text-to-video model gets the inputs for the frame, silent at first, and a new image encoder.
+    """
+
+    kind: Literal["i2v"]
+    p_mean: float = 1.0
+    p_std: Annotated[float, Field(gt=0)] = 1.6
+    augment_mean: float = -3.0
+    """mean of ln σ of the noise added to the condition frame"""
+    augment_std: Annotated[float, Field(ge=0)] = 0.5
+    drop_embedding: Fraction = 0.05
+    """share of clips whose image embedding alone is zeroed"""
+    drop_latent: Fraction = 0.05
+    """share whose condition latent alone is zeroed"""
+    drop_both: Fraction = 0.1
+    """share with both zeroed: the null condition of guidance"""
+
+    @model_validator(mode="after")
+    def _check_drops(self) -> Self:
         if self.drop_embedding + self.drop_latent + self.drop_both > 1:
             raise ValueError(
                 "drop_embedding, drop_latent and drop_both are shares and may not exceed 1 together"
             )
         return self
+
+
+TASKS: dict[str, type[Section]] = {
+    "vae": VAETask,
+    "t2i": TextToImageTask,
+    "t2v": TextToVideoTask,
+    "i2v": ImageToVideoTask,
+}
+"""The section `task` by its `kind`."""
 
 
 class Optim(Section):
@@ -231,6 +347,10 @@ class Run(Section):
     keep_every: Positive | None = None
     """checkpoints at the multiples of so many steps stay for good"""
     evaluate_every: Positive = 200
+    sample_every: Positive | None = None
+    """steps between sample videos, which show the averaged and the raw weights side by side; absent: none"""
+    log: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ("csv",)
+    """where figures and samples go; metrics.csv is the record and is always written"""
 
 
 class Machine(Section):
@@ -262,7 +382,9 @@ class Machine(Section):
 class Recipe(Section):
     """A training run, whole."""
 
-    task: Annotated[VAETask | ImageToVideoTask, Field(discriminator="kind")]
+    task: Annotated[
+        VAETask | TextToImageTask | TextToVideoTask | ImageToVideoTask, Field(discriminator="kind")
+    ]
     data: Data
     optim: Optim
     run: Run
@@ -283,9 +405,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check_size(self) -> Recipe:
         if isinstance(self.task, VAETask):
-            if self.task.crop > min(self.data.width, self.data.height):
+            sides = [side for size in self.data.sizes for side in size]
+            if self.task.crop > min(sides):
                 raise ValueError(f"task.crop = {self.task.crop} does not fit into data.width x data.height")
-            if self.data.width % self.task.downscale or self.data.height % self.task.downscale:
+            if any(side % self.task.downscale for side in sides):
                 raise ValueError(f"data.width and data.height must be multiples of {self.task.downscale}")
         return self
 
@@ -302,20 +425,29 @@ def _check_groups(widths: tuple[int, ...], groups: int) -> None:
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a TOML recipe and apply `section.key=value` overrides.
+    """Read a TOML recipe, or the JSON that a run folder keeps of one, and apply `section.key=value` overrides.
 
     Raises RecipeError, which names the key and its neighbour, and UsageError for an override that is none.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        tree = _from_json(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         hint = f"Give the path of a TOML recipe; a relative one starts at {Path.cwd()}."
         raise RecipeError(f"The recipe {path} cannot be read: {error.strerror}.", hint) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}.", "Mend the line that it names.") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise RecipeError(f"{path} is not valid {kind}: {error}.", "Mend the line that it names.") from error
     for override in overrides:
         _set(tree, override)
     return parse_recipe(tree, str(path))
+
+
+def _from_json(text: str) -> dict[str, Any]:
+    tree = json.loads(text)
+    if not isinstance(tree, dict):
+        raise json.JSONDecodeError("no object", text, 0)
+    return tree
 
 
 def parse_recipe(tree: dict[str, Any], name: str) -> Recipe:
@@ -339,7 +471,10 @@ def _explain(error: ValidationError, name: str) -> RecipeError:
     where, kind = ".".join(path) or "the recipe", first["type"]
     more = f" ({count - 1} more after it)" if count > 1 else ""
     if kind == "extra_forbidden":
-        return RecipeError(f"{name}: there is no key {where}{more}.", _nearest(path, str(first["loc"][1:2])))
+        return RecipeError(
+            f"{name}: there is no key {where}{more}.",
+            _nearest(path, str(first["loc"][1]) if len(first["loc"]) > 1 else ""),
+        )
     if kind == "missing" or kind == "union_tag_not_found":
         where += ".kind" if kind == "union_tag_not_found" else ""
         return RecipeError(f"{name}: the key {where} is missing{more}.", "Add it, or give it with --set.")
@@ -353,7 +488,7 @@ def _explain(error: ValidationError, name: str) -> RecipeError:
 def _nearest(path: list[str], tag: str) -> str:
     """Names the known key that is nearest to an unknown one, in its own section first."""
     sections: dict[str, type[Section]] = {"data": Data, "optim": Optim, "run": Run, "machine": Machine}
-    sections["task"] = VAETask if "vae" in tag else ImageToVideoTask
+    sections["task"] = TASKS.get(tag, ImageToVideoTask)
     own = sections[path[0]] if len(path) > 1 and path[0] in sections else Recipe
     near = difflib.get_close_matches(path[-1], own.model_fields, n=1)
     if near:

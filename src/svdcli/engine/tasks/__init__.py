@@ -5,14 +5,29 @@ One loop runs them all.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svdcli.data.frames import FrameSet
-from svdcli.recipe.recipe import ImageToVideoTask, Recipe, VAETask
+from svdcli.data.dataset import by_reason
+from svdcli.data.examples import Batches
+from svdcli.data.footage import Footage
+from svdcli.recipe.recipe import Recipe, TextToImageTask, TextToVideoTask, VAETask
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One example of a batch, as the network is fed it."""
+
+    title: str
+    """its name, and the ids fed with it"""
+    frames: npt.NDArray[np.uint8]
+    """(T, H, W, 3)"""
 
 
 class Task(Protocol):
@@ -33,6 +48,9 @@ class Task(Protocol):
     ) -> tuple[Tensor, dict[str, float]]:
         """-> scalar loss and figures to log. Calls `network`, which Fabric wraps, never an inner module."""
 
+    def preview(self, batch: Any, generator: torch.Generator) -> list[Preview]:
+        """What `loss`, handed the same, feeds the network: pictures and ids of each example."""
+
     def notes(self) -> list[str]:
         """Sentences that a person should read when training starts, such as what was left out."""
 
@@ -49,16 +67,36 @@ def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
         from svdcli.engine.tasks.vae import Autoencoder
 
         return Autoencoder(recipe.task, recipe.data, recipe.run.batch_size, device, cache)
+    batches = batches_of(recipe)
+    if isinstance(recipe.task, TextToImageTask):
+        from svdcli.engine.tasks.t2i import TextToImage
+
+        return TextToImage(recipe.task, recipe.data, batches, device, cache)
+    if isinstance(recipe.task, TextToVideoTask):
+        from svdcli.engine.tasks.t2v import TextToVideo
+
+        return TextToVideo(recipe.task, recipe.data, batches, device, cache)
     from svdcli.engine.tasks.i2v import ImageToVideo
 
-    assert isinstance(recipe.task, ImageToVideoTask)
-    return ImageToVideo(recipe.task, recipe.data, recipe.run.batch_size, device, cache)
+    return ImageToVideo(recipe.task, recipe.data, batches, device, cache)
 
 
-def data_notes(train_set: FrameSet, held_out: FrameSet, kind: str = "videos") -> list[str]:
+def batches_of(recipe: Recipe) -> Batches:
+    """How the batches of a run follow each other, over all its processes."""
+    parts = recipe.run.accumulate * recipe.machine.devices
+    return Batches(recipe.run.batch_size, recipe.run.seed, parts)
+
+
+def data_notes(train_set: Footage, held_out: Footage, kind: str = "videos", left_out: int = 0) -> list[str]:
     """What a person should know of the dataset."""
-    count = f"{len(train_set.videos)} {kind} to train on, {len(held_out.videos)} held out"
-    if not train_set.skipped:
-        return [count]
-    some = ", ".join(train_set.skipped[:3]) + (", ..." if len(train_set.skipped) > 3 else "")
-    return [f"{count}; {len(train_set.skipped)} could not be read and are left out: {some}"]
+    notes = [f"{len(train_set.videos)} {kind} to train on, {len(held_out.videos)} held out"]
+    skipped = train_set.skipped
+    if skipped:
+        some = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
+        reasons = by_reason(skipped)
+        notes[0] += f"; {len(skipped)} could not be read and are left out ({reasons}): {some}"
+    if left_out:
+        notes.append(
+            f"{left_out} clips are too short or too slow for task.num_frames at task.fps, and left out"
+        )
+    return notes

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svdcli.data.camera import with_camera_moves
-from svdcli.data.frames import FrameSet, Video, split_frames
-from svdcli.data.motion import MotionCalibration, motion_score
+from svdcli.data.examples import Batches, Example
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
-from svdcli.engine.latents import latent_rows, to_pixels
-from svdcli.engine.tasks import data_notes
-from svdcli.engine.tasks.parts import load_image_to_video, load_vae, require_same, save_image_to_video
-from svdcli.errors import InputError
+from svdcli.engine.generate import Sampling, decode, generate, to_frames
+from svdcli.engine.latents import to_pixels
+from svdcli.engine.samples import NUM_SAMPLES, Held, Sample
+from svdcli.engine.tasks import Preview
+from svdcli.engine.tasks.clips import ClipTask, place_of
+from svdcli.engine.tasks.parts import NUM_IDS, load_image_to_video, require_same, save_image_to_video
 from svdcli.model.conditioning import augment_picture, condition_on_image
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.settings import Settings
@@ -27,11 +28,8 @@ from svdcli.model.unet_start import can_start_still, start_still
 from svdcli.model.vae import VAEConfig
 from svdcli.recipe.recipe import Data, ImageToVideoTask
 
-CALIBRATION_CLIPS = 400
-STRIDES = range(1, 9)
-EVALUATION_FPS, EVALUATION_AUGMENT = 7, 0.02
-EVALUATION_SIGMAS = (0.2, 0.7, 2.0, 6.0, 20.0)
-CAMERA_FPS, CAMERA_FRAMES = 12.0, 32
+EVALUATION_AUGMENT = 0.02
+DECODE_CHUNK, DECODE_OVERLAP = 8, 3
 
 
 class Continuation(nn.Module):
@@ -64,113 +62,70 @@ class Batch:
     motion_bucket: Tensor
     augment: Tensor
     """σ of the noise that the condition frame gets, (B,)"""
+    examples: tuple[Example, ...] = ()
+    """where the clips come from"""
 
 
-class ImageToVideo:
+class ImageToVideo(ClipTask):
     """See `Task`."""
 
+    task: ImageToVideoTask
+
     def __init__(
-        self, task: ImageToVideoTask, data: Data, batch_size: int, device: torch.device, cache: Path
+        self, task: ImageToVideoTask, data: Data, batches: Batches, device: torch.device, cache: Path
     ) -> None:
-        self.task, self.data, self.batch_size, self.device = task, data, batch_size, device
-        self.vae = load_vae(task.vae).to(device).eval().requires_grad_(False)
-        train_set, self.held_out = split_frames(data, cache)
-        self._require_clips(train_set)
-        self.train_set = with_camera_moves(
-            train_set.compact(), task.camera_moves, CAMERA_FRAMES, CAMERA_FPS, seed=0
-        )
-        self.latents = latent_rows(self.vae, self.train_set.frames, cache, device)
-        self.calibration = self._calibrate()
+        super().__init__(task, data, batches, device, cache)
         if task.start is not None:
-            unet, image_encoder = load_image_to_video(task.start if task.start.exists() else str(task.start))
+            unet, image_encoder = load_image_to_video(task.start, self.vae.config.latent_channels)
             require_same(unet.config, task)
         else:
-            unet, image_encoder = new_networks(task, self.vae.config, data.width)
-        self.network = Continuation(unet, image_encoder)
-
-    def _require_clips(self, train_set: FrameSet) -> None:
-        """Raise InputError where a clip length finds no footage, for training or to judge by."""
-        lowest, highest = self.task.fps
-        for num_frames in self.task.num_frames:
-            # The rates that a clip may be labelled with must meet those that training draws.
-            fits = [
-                self.strides(video, num_frames, min(max(video.fps / stride, lowest), highest))
-                for video in train_set.videos
-                for stride in STRIDES
-            ]
-            if not any(fits):
-                raise InputError(
-                    f"No video gives clips of {num_frames} frames at {lowest:g} to {highest:g} a second.",
-                    "Ask for fewer in task.num_frames, for other task.fps, or add footage.",
-                )
-        if not self.evaluated():
-            raise InputError(
-                f"No held-out video has the {min(self.task.num_frames)} frames of a clip.",
-                "Hold out longer videos, see data.held_out.",
-            )
-
-    def _calibrate(self) -> MotionCalibration:
-        """The motion buckets of this training set: clips drawn as in training, ranked by measured motion."""
-        rng = np.random.default_rng(0)
-        scores = []
-        for _ in range(CALIBRATION_CLIPS):
-            video, first, stride, fps = self.draw_clip(self.train_set, rng, min(self.task.num_frames))
-            scores.append(
-                motion_score(self.train_set.clip(video, first, min(self.task.num_frames), stride), fps)
-            )
-        return MotionCalibration.fit(scores)
-
-    def draw_clip(
-        self, frames: FrameSet, rng: np.random.Generator, num_frames: int
-    ) -> tuple[Video, int, int, float]:
-        """-> a video, its first frame, the stride, and the rate it is labelled with."""
-        while True:
-            video = frames.videos[rng.integers(len(frames.videos))]
-            fps = float(rng.uniform(*self.task.fps))
-            strides = self.strides(video, num_frames, fps)
-            if strides:
-                stride = int(rng.choice(strides))
-                return video, int(rng.integers(video.num_frames - (num_frames - 1) * stride)), stride, fps
-
-    def strides(self, video: Video, num_frames: int, fps: float) -> list[int]:
-        """The strides at which a video holds a clip that, labelled with `fps`, is near enough to life."""
-        fastest = self.task.max_speed
-        return [
-            stride
-            for stride in STRIDES
-            if 1 / fastest <= video.fps / stride / fps <= fastest
-            and (num_frames - 1) * stride < video.num_frames
-        ]
+            unet, image_encoder = new_unet(task, self.vae.config, data.width), None
+        self.network = Continuation(unet, image_encoder or new_image_encoder(task.context_dim))
 
     def batch(self, seed: list[int]) -> Batch:
         """Clips of one of the recipe's lengths, each with its own rate, motion bucket and augmentation."""
         rng = np.random.default_rng(seed)
-        num_frames = int(rng.choice(self.task.num_frames))
-        drawn = [self.draw_clip(self.train_set, rng, num_frames) for _ in range(self.batch_size)]
-        rows = [
-            slice(v.start + first, v.start + first + (num_frames - 1) * s + 1, s) for v, first, s, _ in drawn
-        ]
-        pixels = [self.train_set.frames[r] for r in rows]
-        buckets = [
-            self.calibration.bucket(motion_score(p, fps)) for p, (*_, fps) in zip(pixels, drawn, strict=True)
-        ]
-        augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, self.batch_size))
-        latents = torch.from_numpy(np.stack([self.latents[r] for r in rows])).float()
+        drawn = self.draw(seed, rng)
+        augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, len(drawn.examples)))
         return Batch(
-            latents.mul_(self.vae.config.scaling_factor).to(self.device),
-            to_pixels(np.stack([p[0] for p in pixels])).to(self.device),
-            torch.tensor([fps for *_, fps in drawn], device=self.device),
-            torch.tensor(buckets, device=self.device),
+            drawn.latents,
+            to_pixels(np.stack([e.pixels[0] for e in drawn.examples])).to(self.device),
+            drawn.fps,
+            drawn.motion_bucket,
             torch.tensor(augment, dtype=torch.float32, device=self.device),
+            drawn.examples,
         )
 
     def loss(
         self, network: nn.Module, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        sigma = draw_sigma(generator, len(batch.fps), self.task.p_mean, self.task.p_std)
-        keep = keep_mask(torch.rand(len(batch.fps), generator=generator), self.task).to(self.device)
+        sigma, keep = self._levels(batch, generator)
         losses = self.losses(network, batch, sigma, keep, generator)
-        return losses.mean(), {"sigma": sigma.mean().item(), "num_frames": batch.latents.shape[1]}
+        figures = {"sigma": sigma.mean().item(), "num_frames": float(batch.latents.shape[1])}
+        return losses.mean(), figures | self.examples.figures()
+
+    def _levels(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """σ (B,) and what is kept of the condition (B, 2): the first that a step draws."""
+        sigma = draw_sigma(generator, len(batch.fps), self.task.p_mean, self.task.p_std)
+        keep = keep_mask(torch.rand(len(batch.fps), generator=generator), self.task)
+        return sigma, keep.to(self.device)
+
+    def preview(self, batch: Batch, generator: torch.Generator) -> list[Preview]:
+        """Each clip behind the noised frame that its condition latent is made of."""
+        sigma, keep = self._levels(batch, generator)
+        noise = torch.randn(batch.picture.shape, generator=generator).to(self.device)
+        pictures = to_frames(augment_picture(batch.picture, noise, batch.augment))
+        found = []
+        for i, example in enumerate(batch.examples):
+            ids = f"fps id {batch.fps[i] - 1:.3g}, motion bucket {batch.motion_bucket[i]:.0f}"
+            noised = f"sigma of the condition {batch.augment[i]:.3f}, sigma {sigma[i]:.3g}"
+            dropped = [
+                n for n, kept in zip(("embedding", "latent"), keep[i].tolist(), strict=True) if not kept
+            ]
+            gone = f", without {' and '.join(dropped)}" if dropped else ""
+            title = f"{example.window.video.name}: {ids}, {noised}{gone}; {place_of(example)}"
+            found.append(Preview(title, np.concatenate([pictures[i][None], example.pixels])))
+        return found
 
     def losses(
         self, network: nn.Module, batch: Batch, sigma: Tensor, keep: Tensor, generator: torch.Generator
@@ -188,59 +143,50 @@ class ImageToVideo:
         noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
         return denoising_loss(denoiser, batch.latents, sigma.to(self.device), noise, self.task.huber)
 
-    @torch.no_grad()
-    def evaluate(self, network: Continuation) -> dict[str, float]:
-        """Held-out loss at fixed noise levels, on the clips of `evaluated`; the noise is always the same."""
-        bins: dict[float, list[float]] = {sigma: [] for sigma in EVALUATION_SIGMAS}
-        keep = torch.ones(1, 2, device=self.device)
-        for index, frames, fps in self.evaluated():
-            clip = self._evaluation_clip(frames, fps)
-            for sigma in EVALUATION_SIGMAS:
-                generator = torch.Generator().manual_seed(index)
-                bins[sigma].append(self.losses(network, clip, torch.tensor([sigma]), keep, generator).item())
-        figures = {f"held_out_loss_{sigma}": float(np.mean(values)) for sigma, values in bins.items()}
-        return figures | {"held_out_loss": float(np.mean(list(figures.values())))}
+    def held_out_losses(
+        self, network: nn.Module, clip: Batch, sigma: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """With all of the conditioning."""
+        return self.losses(network, clip, sigma, torch.ones(1, 2, device=self.device), generator)
 
-    def evaluated(self) -> list[tuple[int, npt.NDArray[np.uint8], float]]:
-        """Every other held-out video that is long enough.
-
-        -> its number, its first frames (T, H, W, 3) at about EVALUATION_FPS, and their rate.
-        """
-        num_frames, clips = min(self.task.num_frames), []
-        for index, video in enumerate(self.held_out.videos[::2]):
-            stride = max(1, round(video.fps / EVALUATION_FPS))
-            frames = self.held_out.clip(video, 0, num_frames, stride)
-            if len(frames) == num_frames:
-                clips.append((index, frames, video.fps / stride))
-        return clips
-
-    def _evaluation_clip(self, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
+    def held_out_clip(self, index: int, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
         pixels = to_pixels(frames)[None].to(self.device)
-        bucket = self.calibration.bucket(motion_score(frames, fps))
-        ids = (torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT))
-        return Batch(self.vae.encode(pixels) * self.vae.config.scaling_factor, pixels[:, 0], *ids)
-
-    def notes(self) -> list[str]:
-        kind = (
-            f"clips ({self.task.camera_moves} of them camera moves)" if self.task.camera_moves else "videos"
+        bucket = self.bucket(frames, fps)
+        fed, moved, noised = (
+            torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT)
         )
-        return data_notes(self.train_set, self.held_out, kind)
+        return Batch(self.encoded(pixels), pixels[:, 0], fed, moved, noised)
+
+    def settings(self) -> Settings:
+        """How the bundle is best sampled."""
+        return self.suggested("i2v", self.task, self.network.unet.config.num_frames, self.usual_fps())
+
+    def sample(self, networks: Mapping[str, nn.Module]) -> list[Sample]:
+        """Held-out clips as they went on, and as each network continues their first frame; see `Samples`.
+
+        As the bundle suggests to sample, but with the rate and the motion of the clip beside it.
+        """
+        suggested, samples = Sampling.of(self.settings()), []
+        for index, frames, fps in self.evaluated()[:NUM_SAMPLES]:
+            bucket = self.bucket(frames, fps)
+            sampling = replace(suggested, fps=fps, motion_bucket=bucket)
+            video = self.held_out.videos[::2][index]
+            numbers = range(0, video.num_frames, max(1, round(video.fps / fps)))[: sampling.num_frames]
+            whole = self.held_out.take(video, numbers)
+            views = {"held-out": np.asarray(whole)}
+            for name, network in networks.items():
+                assert isinstance(network, Continuation)
+                parts = {"unet": network.unet, "image_encoder": network.image_encoder, "vae": self.vae}
+                residence = Held(parts, self.device)
+                latents = generate(residence, to_pixels(frames[:1]), [index], sampling)[0]
+                views[name] = decode(residence, latents, DECODE_CHUNK, DECODE_OVERLAP)[0]
+            samples.append(Sample(video.name, fps, views))
+        return samples
 
     def export(self, network: Continuation, folder: Path, recipe_text: str) -> None:
         """The bundle of the averaged weights, in half precision, in `bundle/`."""
-        settings = Settings(
-            num_frames=network.unet.config.num_frames,
-            width=self.data.width,
-            height=self.data.height,
-            fps=round(sum(self.task.fps) / 2, 1),
-            guidance=self.task.guidance,
-            num_steps=self.task.num_steps,
-            sigma_min=self.task.sigma_min,
-            sigma_max=self.task.sigma_max,
-            sampler=self.task.sampler,
-            recipe=recipe_text,
-        )
         parts = network.unet, network.image_encoder, self.vae
+        settings = replace(self.settings(), recipe=recipe_text)
         save_image_to_video(*parts, self.calibration, settings, folder / "bundle")
 
 
@@ -251,9 +197,10 @@ def keep_mask(share: Tensor, task: ImageToVideoTask) -> Tensor:
     return torch.stack([~no_embedding, share >= latent], dim=1).float()
 
 
-def new_networks(task: ImageToVideoTask, vae: VAEConfig, width: int) -> tuple[UNet, ImageEncoder]:
-    """A UNet and an image encoder from scratch, as the recipe shapes them; still at first where that shape allows."""
+def new_unet(task: ImageToVideoTask, vae: VAEConfig, width: int) -> UNet:
+    """A UNet from scratch, as the recipe shapes it; still at first where that shape allows."""
     latent_channels, attends = vae.latent_channels, task.attention_levels
+    id_width = task.block_out_channels[0]
     unet = UNet(
         UNetConfig(
             in_channels=2 * latent_channels,
@@ -262,8 +209,8 @@ def new_networks(task: ImageToVideoTask, vae: VAEConfig, width: int) -> tuple[UN
             up_block_types=tuple(f"{'CrossAttn' * a}UpBlockSpatioTemporal" for a in reversed(attends)),
             block_out_channels=task.block_out_channels,
             norm_num_groups=task.norm_num_groups,
-            addition_time_embed_dim=task.block_out_channels[0],
-            projection_class_embeddings_input_dim=3 * task.block_out_channels[0],
+            addition_time_embed_dim=id_width,
+            projection_class_embeddings_input_dim=NUM_IDS * id_width,
             layers_per_block=task.layers_per_block,
             cross_attention_dim=task.context_dim,
             num_attention_heads=task.num_attention_heads,
@@ -275,8 +222,10 @@ def new_networks(task: ImageToVideoTask, vae: VAEConfig, width: int) -> tuple[UN
         start_still(unet, vae.scaling_factor)
     else:
         unet.reset()
+    return unet
+
+
+def new_image_encoder(width: int) -> ImageEncoder:
+    """A small image encoder from scratch, that trains with the UNet."""
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    image_encoder = ImageEncoder(
-        shape | {"image_size": 224, "patch_size": 32, "projection_dim": task.context_dim}
-    )
-    return unet, image_encoder
+    return ImageEncoder(shape | {"image_size": 224, "patch_size": 32, "projection_dim": width})

@@ -15,14 +15,18 @@ from svdcli.errors import InputError
 from svdcli.io.files import atomic_folder
 from svdcli.model.bundle import STEMS, find_weights, open_bundle
 from svdcli.model.image_encoder import ImageEncoder
+from svdcli.model.inflate import grown
 from svdcli.model.saving import part_of, save_bundle
 from svdcli.model.settings import Settings
+from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.vae import VAE, VAEConfig
 from svdcli.model.weights import MappedWeights, check_weights, load_module, write_weights
-from svdcli.recipe.recipe import ImageToVideoTask, VAETask
+from svdcli.recipe.recipe import DiffusionTask, VAETask
 
 Module = TypeVar("Module", bound=nn.Module)
+NUM_IDS = 3
+"""Vector ids of an image-to-video model: fps, motion bucket, augmentation."""
 
 
 def require_vae(source: Path) -> None:
@@ -65,7 +69,7 @@ def save_vae(vae: VAE, run: Path, scaling_factor: float) -> None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def require_same(config: VAEConfig | UNetConfig, task: VAETask | ImageToVideoTask) -> None:
+def require_same(config: VAEConfig | UNetConfig, task: VAETask | DiffusionTask) -> None:
     """Raise InputError where the recipe shapes a network otherwise than the one that it continues."""
     names = {f.name for f in fields(config)} - {"num_frames"}  # of the UNet: a default, not a shape
     for name in sorted(names & set(type(task).model_fields)):
@@ -76,14 +80,50 @@ def require_same(config: VAEConfig | UNetConfig, task: VAETask | ImageToVideoTas
             raise InputError(
                 f"task.{name} is {recipe}, but {task.start} was made with {saved}.", f"Set it to {saved}."
             )
+    if isinstance(config, UNetConfig) and isinstance(task, DiffusionTask):
+        attends = tuple(kind.startswith("CrossAttn") for kind in config.down_block_types)
+        if task.attention_levels != attends or {task.context_dim} != {
+            *config.per_level("cross_attention_dim")
+        }:
+            raise InputError(
+                f"task.attention_levels or task.context_dim are not those of {task.start}.",
+                f"Set them to {list(attends)} and {config.cross_attention_dim}.",
+            )
 
 
-def load_image_to_video(bundle: Path | str) -> tuple[UNet, ImageEncoder]:
-    """UNet and image encoder of a bundle, float32, to be trained on."""
-    files = open_bundle(bundle)
-    unet, encoder = files.part("unet", torch.float32), files.part("image_encoder", torch.float32)
-    assert isinstance(unet, UNet) and isinstance(encoder, ImageEncoder)
-    return own(unet).train(), own(encoder).train()
+def as_reference(start: Path) -> Path | str:
+    """A bundle's path, or its name, such as svd-xt."""
+    return start if start.exists() else str(start)
+
+
+def load_unet(start: Path) -> UNet:
+    """The UNet of a bundle, float32, to be trained on: of images or of video."""
+    unet = open_bundle(as_reference(start)).part("unet", torch.float32)
+    assert isinstance(unet, UNet)
+    return own(unet).train()
+
+
+def load_image_to_video(start: Path, latent_channels: int) -> tuple[UNet, ImageEncoder | None]:
+    """UNet and image encoder of a bundle, float32, to be trained on.
+
+    Of a text-to-video bundle the UNet alone, with silent inputs for the frame that it is to continue.
+    """
+    files, unet = open_bundle(as_reference(start)), load_unet(start)
+    if files.task == "t2v":
+        return grown(unet, 2 * latent_channels, NUM_IDS).train(), None
+    encoder = files.part("image_encoder", torch.float32)
+    assert isinstance(encoder, ImageEncoder)
+    return unet, own(encoder).train()
+
+
+def save_text_bundle(
+    unet: UNet, vae: VAE, text: TextEncoder | None, settings: Settings, folder: Path
+) -> None:
+    """Write the bundle in full precision, as another stage goes on from it, with the text encoder that it came with."""
+    parts = {"unet": part_of(unet), "vae": part_of(vae)}
+    if text is not None:
+        parts["text_encoder"] = part_of(text.clip)
+    save_bundle(parts, folder, settings, tokenizer=text.folder if text is not None else None)
 
 
 def save_image_to_video(

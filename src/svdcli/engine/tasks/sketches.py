@@ -7,6 +7,7 @@ taken from there, else from the recipe and from SVD.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from svdcli.errors import RecipeError
+from svdcli.model.bundle import open_bundle
+from svdcli.model.discriminator import PatchDiscriminator
+from svdcli.model.inflate import ID_WIDTH, is_new, video_config
+from svdcli.model.text_encoder import build as build_text
+from svdcli.model.unet import UNet
 from svdcli.model.vae import VAE, VAEConfig
-from svdcli.recipe.recipe import ImageToVideoTask, Recipe, VAETask
+from svdcli.recipe.recipe import (
+    DiffusionTask,
+    ImageToVideoTask,
+    Recipe,
+    TextTask,
+    TextToImageTask,
+    TextToVideoTask,
+    VAETask,
+)
+
+NUM_TOKENS = 77
+"""Of a caption."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +43,8 @@ class Part:
 
     network: nn.Module
     """on the meta device, with `requires_grad` as the task sets it"""
-    run: Callable[[nn.Module], Tensor]
-    """makes the inputs and calls the network"""
+    run: Callable[[nn.Module], Tensor] | None = None
+    """makes the inputs and calls the network; absent: it lies by, as what it made is cached"""
 
 
 @dataclass(frozen=True)
@@ -84,42 +101,88 @@ def _vae(recipe: Recipe, num_frames: int) -> Sketch:
         return network(pixels, torch.empty(batch, num_frames, task.latent_channels, side, side))[0]
 
     pixels = batch * num_frames * 3 * task.crop**2
-    return Sketch(Part(Reconstruction(vae), run), {}, 4 * pixels, pixels)
+    network = Reconstruction(vae, PatchDiscriminator() if task.adversarial_weight else None)
+    return Sketch(Part(network, run), {}, 4 * pixels, pixels)
 
 
 def _i2v(recipe: Recipe, num_frames: int) -> Sketch:
-    from svdcli.engine.tasks.i2v import Batch, Continuation, new_networks
+    from svdcli.engine.tasks.i2v import Batch, Continuation, new_image_encoder, new_unet
 
     task, data, batch = recipe.task, recipe.data, recipe.run.batch_size
     assert isinstance(task, ImageToVideoTask)
-    vae = VAE(vae_config(task.vae))
-    networks = _bundle_networks(task) or new_networks(task, vae.config, data.width)
-    channels, scale = vae.config.latent_channels, vae.config.downscale
-    size = (data.height // scale, data.width // scale)
+    latents = _Latents(recipe, num_frames)
+    unet = new_unet(task, latents.vae.config, data.width)
+    encoder = _bundle_part(task.start, "image_encoder") or new_image_encoder(task.context_dim)
 
     def run(network: nn.Module) -> Tensor:
-        ones = (torch.empty(batch) for _ in range(3))
-        x = torch.empty(batch, num_frames, channels, *size)
-        clip = Batch(x, torch.empty(batch, 3, data.height, data.width), *ones)
-        return network(
-            x, torch.empty(batch), clip, torch.empty(batch, channels, *size), torch.empty(batch, 2)
-        )
+        fps, motion, augment = (torch.empty(batch) for _ in range(3))
+        clip = Batch(latents.empty(), torch.empty(batch, 3, data.height, data.width), fps, motion, augment)
+        condition = torch.empty(batch, *latents.shape[2:])
+        return network(latents.empty(), torch.empty(batch), clip, condition, torch.empty(batch, 2))
 
     def encode(network: nn.Module) -> Tensor:
         assert isinstance(network, VAE)
         return network.encode(torch.empty(batch, 1, 3, data.height, data.width))
 
-    latents, pixels = channels * size[0] * size[1], 3 * data.height * data.width
+    pixels = 3 * data.height * data.width
     return Sketch(
-        Part(Continuation(*networks), run),
-        {"autoencoder": Part(vae.requires_grad_(False), encode)},
-        4 * batch * (num_frames * latents + pixels),
-        batch * num_frames * (2 * latents + pixels),
+        Part(Continuation(unet, encoder), run),
+        {"autoencoder": Part(latents.vae, encode)},
+        4 * (latents.numel + batch * pixels),
+        2 * latents.numel + batch * num_frames * pixels,
     )
 
 
-SKETCHES: dict[str, Callable[[Recipe, int], Sketch]] = {"vae": _vae, "i2v": _i2v}
+def _text(recipe: Recipe, num_frames: int) -> Sketch:
+    """Of images, where they have one frame and no time."""
+    from svdcli.engine.tasks.t2v import NUM_IDS
+    from svdcli.engine.tasks.text import Painter, TextBatch, new_image_unet
+
+    task, batch = recipe.task, recipe.run.batch_size
+    assert isinstance(task, TextTask)
+    latents = _Latents(recipe, num_frames)
+    unet = new_image_unet(task, latents.vae.config, recipe.data.width)
+    if isinstance(task, TextToVideoTask):
+        with torch.device("meta"):
+            unet = UNet(
+                video_config(unet.config, num_frames, NUM_IDS, min(ID_WIDTH, task.block_out_channels[0]))
+            )
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(task.train == "all" or is_new(name) == (task.train == "temporal"))
+    elif isinstance(task, TextToImageTask) and task.train == "time_embedding":
+        unet.requires_grad_(False).time_embedding.requires_grad_(True)
+    num_tokens = NUM_TOKENS if task.text is not None else 1
+
+    def run(network: nn.Module) -> Tensor:
+        fps, motion = (None if num_frames == 1 else torch.empty(batch) for _ in range(2))
+        clip = TextBatch(latents.empty(), ("",) * batch, fps, motion)
+        tokens = torch.empty(batch, num_tokens, task.context_dim)
+        return network(latents.empty(), torch.empty(batch), clip, tokens)
+
+    beside = {"autoencoder": Part(latents.vae)}
+    if task.text is not None:
+        beside["text encoder"] = Part(_text_encoder(task), _run_text(batch))
+    pixels = batch * num_frames * 3 * recipe.data.height * recipe.data.width
+    return Sketch(Part(Painter(unet), run), beside, 4 * latents.numel, 2 * latents.numel + pixels)
+
+
+SKETCHES: dict[str, Callable[[Recipe, int], Sketch]] = {"vae": _vae, "t2i": _text, "t2v": _text, "i2v": _i2v}
 """By the task's kind."""
+
+
+class _Latents:
+    """Clips in the autoencoder's latents."""
+
+    def __init__(self, recipe: Recipe, num_frames: int) -> None:
+        assert isinstance(recipe.task, DiffusionTask)
+        self.vae = VAE(vae_config(recipe.task.vae)).requires_grad_(False)
+        config, data = self.vae.config, recipe.data
+        size = (data.height // config.downscale, data.width // config.downscale)
+        self.shape = (recipe.run.batch_size, num_frames, config.latent_channels, *size)
+        self.numel = math.prod(self.shape)
+
+    def empty(self) -> Tensor:
+        return torch.empty(self.shape)
 
 
 def vae_config(source: Path) -> VAEConfig:
@@ -130,11 +193,25 @@ def vae_config(source: Path) -> VAEConfig:
     )
 
 
-def _bundle_networks(task: ImageToVideoTask) -> tuple[Any, Any] | None:
-    """UNet and image encoder as the bundle that is to be continued has them, where it is on this machine."""
-    from svdcli.model.bundle import open_bundle
-
-    if task.start is None or not task.start.exists():
+def _bundle_part(bundle: Path | None, name: str) -> Any | None:
+    """A part of a bundle, without weights, where it lies at that path and has the part."""
+    if bundle is None or not bundle.is_dir():
         return None
-    files = open_bundle(task.start)
-    return files.build("unet"), files.build("image_encoder")
+    files = open_bundle(bundle)
+    return files.build(name) if name in files.configs else None
+
+
+def _text_encoder(task: TextTask) -> nn.Module:
+    """The bundle's, or Stable Diffusion 2.1's at the width of the recipe."""
+    found = _bundle_part(task.text, "text_encoder")
+    if found is not None:
+        return found
+    width = task.context_dim
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": max(1, width // 64)}
+    return build_text(shape | {"num_hidden_layers": 23, "vocab_size": 49408, "projection_dim": 512})
+
+
+def _run_text(batch: int) -> Callable[[nn.Module], Tensor]:
+    return lambda network: (
+        network(input_ids=torch.zeros(batch, NUM_TOKENS, dtype=torch.long)).last_hidden_state
+    )
