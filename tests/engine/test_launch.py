@@ -50,9 +50,12 @@ def test_torchrun_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(strategy(Machine()), DDPStrategy)
 
 
-def test_deepspeed_that_is_absent_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(MachineError, match="deepspeed, which is not installed") as caught:
+@pytest.mark.parametrize(
+    ("found", "said"), [(None, "which is not installed"), (object(), "not supported yet")]
+)
+def test_deepspeed_is_one_sentence(monkeypatch: pytest.MonkeyPatch, found: object, said: str) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: found)
+    with pytest.raises(MachineError, match=said) as caught:
         check_machine(Machine(strategy="deepspeed"))
     assert "fsdp" in caught.value.hint
 

@@ -128,7 +128,7 @@ def encode(x: Tensor, power: int, num_codes: int, chance: torch.Generator) -> tu
     share = (x.abs() / scale.clamp(min=torch.finfo(torch.float32).tiny)).clamp_(max=1.0)
     root = share.sqrt() if power == 2 else share.sqrt().sqrt_()
     below = root.mul_(num_codes).floor_().clamp_(max=num_codes - 1)
-    low, high = (below / num_codes) ** power, ((below + 1) / num_codes) ** power
+    low, high = _raised(below / num_codes, power), _raised((below + 1) / num_codes, power)
     up = torch.rand(x.shape, generator=chance, device=x.device) < (share - low) / (high - low)
     codes = below + up
     return (codes.copysign_(x).to(torch.int8) if signed else codes.to(torch.uint8)), scale
@@ -137,4 +137,10 @@ def encode(x: Tensor, power: int, num_codes: int, chance: torch.Generator) -> tu
 def decode(codes: Tensor, scale: Tensor, power: int, num_codes: int) -> Tensor:
     """The way back: codes (N, 256), scales (N, 1) -> float32 (N, 256)."""
     share = codes.float() / num_codes
-    return (share.abs() ** power).copysign_(share).mul_(scale)
+    return _raised(share, power).copysign_(share).mul_(scale)
+
+
+def _raised(x: Tensor, power: int) -> Tensor:
+    """x² or x⁴, as products: a general power takes ten times as long."""
+    square = x * x
+    return square if power == 2 else square.mul_(square)

@@ -97,11 +97,16 @@ def check_machine(machine: Machine) -> None:
 
 
 def _check_deepspeed() -> None:
+    """DeepSpeed clips, accumulates and saves by itself, which the loop cannot follow without it at hand to test."""
     if find_spec("deepspeed") is None:
         raise MachineError(
             "machine.strategy is deepspeed, which is not installed.",
-            "Set it to fsdp, or pip install deepspeed.",
+            "Set it to fsdp, which shares out weights, gradients and optimizer as well.",
         )
+    raise MachineError(
+        "machine.strategy = deepspeed is not supported yet.",
+        "Set it to fsdp, which shares out weights, gradients and optimizer as well.",
+    )
 
 
 def spread(accelerator: str, devices: int) -> Fabric:

@@ -362,7 +362,8 @@ class Machine(Section):
     nodes: Positive = 1
     """machines; torchrun or SLURM starts the command on each"""
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
-    """auto: one device, or ddp on several; ddp: each device holds the whole model; fsdp: each a share of it"""
+    """auto: one device, or ddp on several; ddp: each device holds the whole model; fsdp: each a share of it;
+    deepspeed is known, and refused with a sentence"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     checkpoint: Literal["none", "blocks"] | Fraction = "none"
     """of which blocks the activations are computed again for the gradients, instead of kept: none, all, or a share"""
