@@ -21,7 +21,7 @@ from svdcli.errors import InputError, MachineError, SvdError, UsageError
 from svdcli.model import hub, layouts
 from svdcli.model.bundle import Bundle, open_bundle
 from svdcli.model.hub import PARTS
-from svdcli.model.saving import part_of, parts_of, save_bundle, save_single
+from svdcli.model.saving import compact, part_of, parts_of, save_bundle, save_single
 from svdcli.model.settings import Settings
 from svdcli.model.weights import MappedWeights
 
@@ -344,6 +344,27 @@ def test_a_module_is_saved_cast(tiny_bundle_path: Path) -> None:
     part = part_of(vae, torch.bfloat16)
     assert part.config["_class_name"] == "AutoencoderKLTemporalDecoder"
     assert {tensor.dtype for tensor in part.tensors.values()} == {torch.bfloat16}
+
+
+def test_a_compact_part_is_smaller_and_nearly_the_same(tiny_bundle_path: Path, tmp_path: Path) -> None:
+    files = open_bundle(tiny_bundle_path)
+    whole = {name: part_of(files.part(name), torch.float16) for name in ("unet", "vae", "image_encoder")}
+    save_bundle({name: compact(part) for name, part in whole.items()}, tmp_path / "small", files.settings)
+    small = open_bundle(tmp_path / "small")
+    for name in whole:
+        before, after = files.weights(name), small.weights(name)
+        eight = {key for key in after if after.dtype(key) == torch.float8_e4m3fn}
+        assert eight and len(eight) < len(list(after))
+        for key in after:
+            value = before.tensor(key, torch.float32)
+            assert key not in eight or value.ndim > 1
+            step, least = (
+                (2.0**-4, 2.0**-10) if key in eight else (2.0**-11, 1e-7)
+            )  # half a step, at the finest
+            assert ((after.tensor(key, torch.float32) - value).abs() <= value.abs() * step + least).all(), key
+    unet = small.weights("unet")
+    assert unet.dtype("conv_in.weight") == torch.float16
+    assert any(".ff.net." in key for key in unet if unet.dtype(key) == torch.float8_e4m3fn)
 
 
 # ---- where bundles are

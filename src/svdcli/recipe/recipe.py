@@ -263,6 +263,8 @@ class ImageToVideoTask(VideoTask):
     augment_mean: float = -3.0
     """mean of ln σ of the noise added to the condition frame"""
     augment_std: Annotated[float, Field(ge=0)] = 0.5
+    export: Literal["half", "compact"] = "half"
+    """precision of the bundle's weights; compact puts feed-forward layers and some others in 8 bits, a sixth less in all"""
     drop_embedding: Fraction = 0.05
     """share of clips whose image embedding alone is zeroed"""
     drop_latent: Fraction = 0.05

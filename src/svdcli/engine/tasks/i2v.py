@@ -187,7 +187,8 @@ class ImageToVideo(ClipTask):
         """The bundle of the averaged weights, in half precision, in `bundle/`."""
         parts = network.unet, network.image_encoder, self.vae
         settings = replace(self.settings(), recipe=recipe_text)
-        save_image_to_video(*parts, self.calibration, settings, folder / "bundle")
+        small = self.task.export == "compact"
+        save_image_to_video(*parts, self.calibration, settings, folder / "bundle", small)
 
 
 def keep_mask(share: Tensor, task: ImageToVideoTask) -> Tensor:

@@ -16,7 +16,7 @@ from svdcli.io.files import atomic_folder
 from svdcli.model.bundle import STEMS, find_weights, open_bundle
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.inflate import grown
-from svdcli.model.saving import part_of, save_bundle
+from svdcli.model.saving import compact, part_of, save_bundle
 from svdcli.model.settings import Settings
 from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet, UNetConfig
@@ -133,12 +133,18 @@ def save_image_to_video(
     calibration: MotionCalibration,
     settings: Settings,
     folder: Path,
+    small: bool = False,
 ) -> None:
-    """Write the bundle in half precision, with the calibration that its motion buckets were trained by."""
+    """Write the bundle in half precision, with the calibration that its motion buckets were trained by.
+
+    `small` puts some of its weights in 8 bits, see `compact`.
+    """
     knots = tuple((float(bucket), float(score)) for bucket, score in calibration.to_list())
-    parts = {"unet": unet, "image_encoder": image_encoder, "vae": vae}
-    settings = replace(settings, motion_calibration=knots)
-    save_bundle({name: part_of(module, torch.float16) for name, module in parts.items()}, folder, settings)
+    modules = {"unet": unet, "image_encoder": image_encoder, "vae": vae}
+    parts = {name: part_of(module, torch.float16) for name, module in modules.items()}
+    if small:
+        parts = {name: compact(part) for name, part in parts.items()}
+    save_bundle(parts, folder, replace(settings, motion_calibration=knots))
 
 
 def own(module: Module) -> Module:
