@@ -26,14 +26,30 @@ def slice_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(blocks.SLICE, "cpu", 8 * 6 * 5 * 3)
 
 
+@pytest.mark.parametrize("numbers", [1 << 22, 3 * 8 * 9])
 @pytest.mark.parametrize("size", [(5, 6), (4, 4), (1, 3)])
-def test_upsampling_by_phases_is_that_of_the_large_picture(size: tuple[int, int]) -> None:
+def test_upsampling_by_phases_is_that_of_the_large_picture(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], numbers: int
+) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(blocks, "WEIGHTS_AT_ONCE", numbers)
     layer, x = Upsample(8), channels_last(3, 8, *size)
     expected = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     with torch.no_grad():
         assert_near(layer(x), expected)
     assert torch.equal(layer(x), expected)  # with gradients
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("numbers", [1, 7 * 4 * 9, 2 * 4 * 9])
+def test_weights_in_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch, numbers: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(4, 7, 3, padding=1, bias=bias), channels_last(2, 4, 5, 6)
+    monkeypatch.setattr(blocks, "WEIGHTS_AT_ONCE", numbers)
+    with torch.no_grad():
+        found = blocks.conv_with_shift(layer, x, torch.ones(1, 7))
+        assert_near(found, layer(x) + 1)
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_upsampling_to_an_odd_size() -> None:

@@ -24,6 +24,8 @@ SLICE = {"cpu": 1 << 21}
 CPU so few that the slice stays in the cache, and that the allocator has the memory at hand."""
 LARGE_SLICE = 1 << 25
 """The same on a GPU, for the sake of memory alone."""
+WEIGHTS_AT_ONCE = 1 << 22
+"""A convolution on a CPU lays its weights out anew at each call, in two copies: of so many numbers at a time."""
 
 
 def slice_size(x: Tensor, dim: int) -> int:
@@ -80,15 +82,30 @@ def is_plain(layer: nn.Module) -> bool:
     return type(layer) in (nn.Linear, nn.Conv2d, nn.Conv3d) and not listens
 
 
-def conv_with_shift(conv: nn.Conv2d, x: Tensor, shift: Tensor | None) -> Tensor:
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    """Convolve, on a CPU a part of the output's channels at a time where weights are many and no gradient is wanted."""
+    parts = -(-weight.numel() // WEIGHTS_AT_ONCE)
+    if torch.is_grad_enabled() or x.device.type != "cpu" or parts == 1:
+        return F.conv2d(x, weight, bias, padding=padding)
+    weights = weight.chunk(parts)
+    biases = bias.split(weights[0].shape[0]) if bias is not None else (None,) * len(weights)
+    return torch.cat(
+        [F.conv2d(x, w, b, padding=padding) for w, b in zip(weights, biases, strict=True)], dim=1
+    )
+
+
+def conv_with_shift(conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None) -> Tensor:
     """Convolve frames (B T, C, H, W) and add a shift (1 or B T, C') to every place of each.
 
     One shift for all goes into the bias, for nothing. Several are added, each frame its own.
     """
-    if shift is not None and shift.shape[0] == 1 and is_plain(conv):
-        bias = shift[0] if conv.bias is None else shift[0] + conv.bias
-        return F.conv2d(x, conv.weight, bias, padding=conv.padding)  # type: ignore[arg-type]
-    out: Tensor = conv(x)
+    if is_plain(conv):
+        bias, height, width = conv.bias, *conv.kernel_size
+        if shift is not None and shift.shape[0] == 1:
+            bias, shift = (shift[0] if bias is None else shift[0] + bias), None
+        out = conv2d(x, conv.weight, bias, (height // 2, width // 2))
+    else:
+        out = conv(x)
     return out if shift is None else out.add_(shift[:, :, None, None])
 
 
@@ -138,7 +155,7 @@ class ResBlock(nn.Module):
     def block(self, x: Tensor, shift: Tensor | None) -> Tensor:
         """The frames (N, C, H, W) with their shifts (1 or N, C'), each frame by itself."""
         h = conv_with_shift(self.conv1, norm_silu(self.norm1, x), shift)
-        h = self.conv2(norm_silu(self.norm2, h))
+        h = conv_with_shift(self.conv2, norm_silu(self.norm2, h))
         return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -253,10 +270,14 @@ class Upsample(nn.Module):
         """
         weight, (height, width) = self.conv.weight, x.shape[-2:]
         sums = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # phase, tap, tap of three
-        kernels = torch.einsum("oihw,pah,qbw->pqoiab", weight, sums, sums)
         shape = (x.shape[0], weight.shape[0], 2 * height, 2 * width)
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        for i, j in product(range(2), range(2)):
-            phase = F.conv2d(x, kernels[i, j], self.conv.bias, padding=1)
-            out[:, :, i::2, j::2] = phase[:, :, i : i + height, j : j + width]
+        step = max(1, WEIGHTS_AT_ONCE // weight[0].numel())
+        for start in range(0, weight.shape[0], step):
+            some = slice(start, start + step)
+            bias = None if self.conv.bias is None else self.conv.bias[some]
+            for i, j in product(range(2), range(2)):
+                kernel = torch.einsum("oihw,ah,bw->oiab", weight[some], sums[i], sums[j])
+                phase = F.conv2d(x, kernel, bias, padding=1)
+                out[:, some, i::2, j::2] = phase[:, :, i : i + height, j : j + width]
         return out
