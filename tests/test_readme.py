@@ -11,10 +11,11 @@ from svdcli.cli.app import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SET_UP = README.partition("## Set up")[2].partition("\n## ")[0]
 
 
 def test_two_commands_set_up_everything() -> None:
-    commands = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
+    commands = re.findall(r"```sh\n(.*?)\n```", SET_UP, re.DOTALL)
     assert len(commands) == 2
     assert all("\n" not in command for command in commands)
     assert "-c constraints.txt . " in commands[0] and "svd sample assets/" in commands[0]
@@ -22,7 +23,7 @@ def test_two_commands_set_up_everything() -> None:
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
-    steps = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)[1].replace(".venv", "VENV").split(" && ")
+    steps = re.findall(r"```sh\n(.*?)\n```", SET_UP, re.DOTALL)[1].replace(".venv", "VENV").split(" && ")
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace('"$room/venv/', "VENV/")
     script = script.replace('"$room/venv"', "VENV").replace('"', "").replace(" --quiet", "")
     missing = [step for step in steps if step not in script]
