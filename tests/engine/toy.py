@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -88,9 +89,9 @@ def toy_recipe(folder: Path, **sections: dict[str, Any]) -> Recipe:
 def train_toy(recipe: Recipe) -> TrainState:
     """The loop without what looks at the dataset."""
     recipe.run.folder.mkdir(parents=True, exist_ok=True)
-    loop.make_task = lambda *_: Toy()  # type: ignore[assignment]
     fabric = launch(recipe.machine)
-    task, network, state = loop.prepare(fabric, recipe)
+    with patch.object(loop, "make_task", lambda *_: Toy()):
+        task, network, state = loop.prepare(fabric, recipe)
     loop.fit(fabric, task, network, state, recipe, lambda step, figures: None, lambda: False)
     loop.save(fabric, state, recipe)
     average = state.whole_average()
