@@ -25,7 +25,8 @@ from svdcli.engine.train import train
 from svdcli.errors import InputError, RecipeError
 from svdcli.model.bundle import Bundle, open_bundle
 from svdcli.model.inflate import is_new, is_temporal
-from svdcli.recipe.recipe import Recipe, TextToVideoTask, load_recipe
+from svdcli.recipe.recipe import Recipe, load_recipe
+from svdcli.recipe.tasks import TextToVideoTask
 
 Make = Callable[..., Recipe]
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from svdcli.errors import RecipeError, UsageError
-from svdcli.recipe.recipe import Recipe, load_recipe, parse_recipe, resume_recipe
+from svdcli.recipe.recipe import Recipe, load_recipe, parse_recipe
+from svdcli.recipe.resume import resume_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 TREE: dict[str, Any] = {

@@ -15,15 +15,15 @@ from svdcli.engine.tasks.text import require_text
 from svdcli.io.files import check_writable
 from svdcli.model.bundle import open_bundle
 from svdcli.model.perceptual import perceptual_weights
-from svdcli.recipe.recipe import (
+from svdcli.recipe.recipe import Recipe
+from svdcli.recipe.resume import resume_recipe
+from svdcli.recipe.tasks import (
     DiffusionTask,
     ImageToVideoTask,
-    Recipe,
     TextTask,
     TextToImageTask,
     TextToVideoTask,
     VideoTask,
-    resume_recipe,
 )
 
 STARTS: dict[type, tuple[str, ...]] = {

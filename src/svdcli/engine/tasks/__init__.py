@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from svdcli.data.dataset import by_reason
 from svdcli.data.examples import Batches
 from svdcli.data.footage import Footage
-from svdcli.recipe.recipe import Recipe, TextToImageTask, TextToVideoTask, VAETask
+from svdcli.recipe.recipe import Recipe
+from svdcli.recipe.tasks import TextToImageTask, TextToVideoTask, VAETask
 
 
 @dataclass(frozen=True)

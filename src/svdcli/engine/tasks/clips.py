@@ -14,7 +14,8 @@ from svdcli.data.examples import Batches, Example, Examples, Wish
 from svdcli.data.motion import MotionCalibration, motion_score
 from svdcli.engine.tasks.latents import LatentTask
 from svdcli.errors import InputError
-from svdcli.recipe.recipe import Data, VideoTask
+from svdcli.recipe.recipe import Data
+from svdcli.recipe.tasks import VideoTask
 
 CALIBRATION_CLIPS = 400
 EVALUATION_FPS = 7

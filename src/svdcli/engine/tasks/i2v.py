@@ -26,7 +26,8 @@ from svdcli.model.settings import Settings
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.unet_start import can_start_still, start_still
 from svdcli.model.vae import VAEConfig
-from svdcli.recipe.recipe import Data, ImageToVideoTask
+from svdcli.recipe.recipe import Data
+from svdcli.recipe.tasks import ImageToVideoTask
 
 EVALUATION_AUGMENT = 0.02
 DECODE_CHUNK, DECODE_OVERLAP = 8, 3

@@ -18,7 +18,8 @@ from svdcli.engine.latents import Latents
 from svdcli.engine.tasks import data_notes
 from svdcli.engine.tasks.parts import load_vae
 from svdcli.model.settings import Settings
-from svdcli.recipe.recipe import Data, DiffusionTask
+from svdcli.recipe.recipe import Data
+from svdcli.recipe.tasks import DiffusionTask
 
 EVALUATION_SIGMAS = (0.2, 0.7, 2.0, 6.0, 20.0)
 CAMERA_FPS, CAMERA_FRAMES = 12.0, 32

@@ -22,7 +22,7 @@ from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.vae import VAE, VAEConfig
 from svdcli.model.weights import MappedWeights, check_weights, load_module, write_weights
-from svdcli.recipe.recipe import DiffusionTask, VAETask
+from svdcli.recipe.tasks import DiffusionTask, VAETask
 
 Module = TypeVar("Module", bound=nn.Module)
 NUM_IDS = 3

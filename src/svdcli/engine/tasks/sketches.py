@@ -23,10 +23,10 @@ from svdcli.model.inflate import ID_WIDTH, is_new, video_config
 from svdcli.model.text_encoder import build as build_text
 from svdcli.model.unet import UNet
 from svdcli.model.vae import VAE, VAEConfig
-from svdcli.recipe.recipe import (
+from svdcli.recipe.recipe import Recipe
+from svdcli.recipe.tasks import (
     DiffusionTask,
     ImageToVideoTask,
-    Recipe,
     TextTask,
     TextToImageTask,
     TextToVideoTask,

@@ -17,7 +17,8 @@ from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.parts import as_reference
 from svdcli.engine.tasks.text import Painter, TextBatch, TextTask
 from svdcli.model.bundle import open_bundle
-from svdcli.recipe.recipe import Data, TextToImageTask
+from svdcli.recipe.recipe import Data
+from svdcli.recipe.tasks import TextToImageTask
 
 
 class TextToImage(TextTask):

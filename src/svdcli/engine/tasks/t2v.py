@@ -17,7 +17,8 @@ from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.clips import ClipTask
 from svdcli.engine.tasks.text import Painter, TextBatch, TextTask
 from svdcli.model.inflate import ID_WIDTH, inflate, is_new
-from svdcli.recipe.recipe import Data, TextToVideoTask
+from svdcli.recipe.recipe import Data
+from svdcli.recipe.tasks import TextToVideoTask
 
 NUM_IDS = 2
 """Vector ids of a text-to-video model: fps and motion bucket (SVD paper, app. D.2)."""

@@ -29,7 +29,7 @@ from svdcli.model.settings import Settings
 from svdcli.model.text_encoder import TextEncoder, require_tokenizer
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.vae import VAEConfig
-from svdcli.recipe.recipe import TextTask as TextKeys
+from svdcli.recipe.tasks import TextTask as TextKeys
 
 Captions = tuple[str, str, str]
 """Of a clip's middle frame, of the video, and the summary of both; each may be empty."""

@@ -25,7 +25,8 @@ from svdcli.model.discriminator import PatchDiscriminator
 from svdcli.model.perceptual import load_perceptual
 from svdcli.model.vae import VAE, VAEConfig
 from svdcli.model.vae_start import can_start_from_patches, start_from_patches
-from svdcli.recipe.recipe import Data, VAETask
+from svdcli.recipe.recipe import Data
+from svdcli.recipe.tasks import VAETask
 
 EVALUATION_FRAMES = 64
 LONGEST_EVALUATED = 8
