@@ -17,23 +17,28 @@ from svdcli.recipe.section import Section
 S = TypeVar("S", bound=Section)
 
 
-def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The tree of a TOML recipe, or of the JSON that a run folder keeps of one, with `section.key=value` applied.
 
-    Raises RecipeError where the file cannot be read, and UsageError for an override that is none.
+    No path is an empty recipe. Raises RecipeError where the file cannot be read, and UsageError for an override that
+    is none.
     """
+    tree = _read(path) if path else {}
+    for override in overrides:
+        override_key(tree, override)
+    return tree
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        tree = _from_json(text) if path.suffix == ".json" else tomllib.loads(text)
+        return _from_json(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         hint = f"Give the path of a TOML recipe; a relative one starts at {Path.cwd()}."
         raise RecipeError(f"The recipe {path} cannot be read: {error.strerror}.", hint) from error
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise RecipeError(f"{path} is not valid {kind}: {error}.", "Mend the line that it names.") from error
-    for override in overrides:
-        override_key(tree, override)
-    return tree
 
 
 def _from_json(text: str) -> dict[str, Any]:

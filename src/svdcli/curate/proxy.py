@@ -1,0 +1,48 @@
+"""The proxy of a clip: its small frames and its three key frames, kept so that annotators decode nothing again."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from svdcli.errors import InputError
+from svdcli.io.files import atomic_path
+
+SMALL_SIDE = 64
+"""shortest side of the small frames, pixels"""
+SMALL_FPS = 2.0
+"""small frames a second, the rate of the paper's optical flow"""
+KEY_SIDE = 448
+"""shortest side of the key frames at most, pixels; larger than what CLIP and text detection look at"""
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """What annotators look at."""
+
+    times: np.ndarray
+    """(N,) float64, seconds from the clip's start of each small frame, rising"""
+    small: np.ndarray
+    """(N, h, w, 3) uint8 sRGB, shortest side SMALL_SIDE or less, at SMALL_FPS; at least the first and the last frame"""
+    keys: np.ndarray
+    """(3, H, W, 3) uint8 sRGB: first, middle and last frame, shortest side KEY_SIDE at most"""
+
+    def save(self, path: Path) -> None:
+        """Write it whole or not at all; the same proxy makes the same bytes."""
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, times=self.times, small=self.small, keys=self.keys)
+
+    @classmethod
+    def load(cls, path: Path) -> Proxy:
+        """Raises InputError where the file is missing or damaged."""
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+                return cls(arrays["times"], arrays["small"], arrays["keys"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"The proxy {path} cannot be read: {error}.", "Run svd curate split again."
+            ) from error
