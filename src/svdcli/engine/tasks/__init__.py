@@ -5,6 +5,7 @@ One loop runs them all.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from svdcli.data.dataset import by_reason
 from svdcli.data.examples import Batches
 from svdcli.data.footage import Footage
+from svdcli.engine.launch import processes
 from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.tasks import TextToImageTask, TextToVideoTask, VAETask
 
@@ -84,7 +86,7 @@ def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
 
 def batches_of(recipe: Recipe) -> Batches:
     """How the batches of a run follow each other, over all its processes."""
-    parts = recipe.run.accumulate * recipe.machine.devices
+    parts = recipe.run.accumulate * math.prod(processes(recipe.machine))
     return Batches(recipe.run.batch_size, recipe.run.seed, parts)
 
 

@@ -74,7 +74,7 @@ class ClipTask(LatentTask):
         -> its number, its first frames (T, H, W, 3) at about EVALUATION_FPS, and their rate.
         """
         num_frames, clips = min(self.task.num_frames), []
-        for index, video in enumerate(self.held_out.videos[::2]):
+        for index, video in enumerate(self.judged):
             stride = max(1, round(video.fps / EVALUATION_FPS))
             if (num_frames - 1) * stride < video.num_frames:
                 frames = self.held_out.take(video, range(0, num_frames * stride, stride))

@@ -171,7 +171,7 @@ class ImageToVideo(ClipTask):
         for index, frames, fps in self.evaluated()[:NUM_SAMPLES]:
             bucket = self.bucket(frames, fps)
             sampling = replace(suggested, fps=fps, motion_bucket=bucket)
-            video = self.held_out.videos[::2][index]
+            video = self.judged[index]
             numbers = range(0, video.num_frames, max(1, round(video.fps / fps)))[: sampling.num_frames]
             whole = self.held_out.take(video, numbers)
             views = {"held-out": np.asarray(whole)}

@@ -14,6 +14,7 @@ from torch import Tensor
 from svdcli.data.camera import with_camera_moves
 from svdcli.data.dataset import open_dataset
 from svdcli.data.examples import Batches, Example, Examples
+from svdcli.data.footage import Video
 from svdcli.engine.latents import Latents
 from svdcli.engine.tasks import data_notes
 from svdcli.engine.tasks.parts import load_vae
@@ -49,6 +50,11 @@ class LatentTask:
     def encoded(self, pixels: Tensor) -> Tensor:
         """Pixels (B, T, 3, H, W) in [-1, 1] -> latents, scaled."""
         return self.vae.encode(pixels) * self.vae.config.scaling_factor
+
+    @property
+    def judged(self) -> Sequence[Video]:
+        """Every other held-out video: enough, in half the time."""
+        return self.held_out.videos[::2]
 
     def evaluated(self) -> list[tuple[int, npt.NDArray[np.uint8], float]]:
         """-> of each held-out clip that is judged: its number, its frames (T, H, W, 3), and their rate."""

@@ -17,8 +17,15 @@ from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.parts import as_reference
 from svdcli.engine.tasks.text import Painter, TextBatch, TextTask
 from svdcli.model.bundle import open_bundle
+from svdcli.model.unet import UNet
 from svdcli.recipe.recipe import Data
 from svdcli.recipe.tasks import TextToImageTask
+
+
+def freeze_but_trained(unet: UNet, task: TextToImageTask) -> None:
+    """Take out of training what `task.train` does not name."""
+    if task.train == "time_embedding":
+        unet.requires_grad_(False).time_embedding.requires_grad_(True)
 
 
 class TextToImage(TextTask):
@@ -32,8 +39,7 @@ class TextToImage(TextTask):
         self.task = task
         super().__init__(task, data, batches, device, cache)
         unet = self.prepare_unet()
-        if task.train == "time_embedding":
-            unet.requires_grad_(False).time_embedding.requires_grad_(True)
+        freeze_but_trained(unet, task)
         self.network = Painter(unet)
 
     def batch(self, seed: list[int]) -> TextBatch:
@@ -44,7 +50,7 @@ class TextToImage(TextTask):
         """The middle frame of every other held-out video."""
         return [
             (index, self.held_out.take(video, [video.num_frames // 2]), video.fps)
-            for index, video in enumerate(self.held_out.videos[::2])
+            for index, video in enumerate(self.judged)
         ]
 
     def held_out_clip(self, index: int, frames: npt.NDArray[np.uint8], fps: float) -> TextBatch:

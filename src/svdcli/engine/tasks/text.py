@@ -204,7 +204,7 @@ class TextTask(LatentTask):
 
     def held_out_text(self, index: int) -> str:
         """The caption that the most of training would tell that clip of `evaluated` by."""
-        captions = self.held_out.captions(self.held_out.videos[::2][index])
+        captions = self.held_out.captions(self.judged[index])
         order = np.argsort([-share for share in self.task.caption_mix], kind="stable")
         return next((captions[i] for i in order if captions[i].strip()), "")
 
