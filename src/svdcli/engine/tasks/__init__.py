@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svdcli.data.dataset import by_reason
 from svdcli.data.examples import Batches
 from svdcli.data.footage import Footage
+from svdcli.data.reader import by_reason
 from svdcli.engine.launch import processes
 from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.tasks import TextToImageTask, TextToVideoTask, VAETask
@@ -96,7 +96,7 @@ def data_notes(train_set: Footage, held_out: Footage, kind: str = "videos", left
     skipped = train_set.skipped
     if skipped:
         some = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
-        reasons = by_reason(skipped)
+        reasons = by_reason(skipped.values())
         notes[0] += f"; {len(skipped)} could not be read and are left out ({reasons}): {some}"
     if left_out:
         notes.append(
