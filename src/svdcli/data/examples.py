@@ -226,8 +226,9 @@ class Examples:
             self._first_corrupt.append(error.name)
         bad = sum(self.corrupt.values())
         if self.tried >= LEAST_TRIED and bad > self.wish.max_corrupt_share * self.tried:
+            some, reasons = ", ".join(self._first_corrupt), by_reason(self.corrupt.elements())
             raise InputError(
-                f"{bad} of {self.tried} clips cannot be read ({by_reason(self.corrupt.elements())}): {', '.join(self._first_corrupt)}.",
+                f"{bad} of {self.tried} clips cannot be read ({reasons}): {some}.",
                 "Mend them, list them under data.exclude, or raise data.max_corrupt_share.",
             )
 
