@@ -25,6 +25,7 @@ from PIL import Image
 from svdcli.cli import app, choices, making
 from svdcli.diffusion.samplers import SAMPLERS
 from svdcli.engine.memory import MODES
+from svdcli.engine.subjects import Still
 from svdcli.errors import MachineError, UsageError
 from svdcli.io.images import read_picture
 from svdcli.io.latents import load_latents
@@ -555,7 +556,7 @@ def test_the_shared_manifest_lies_in_the_common_folder(tmp_path: Path) -> None:
     from svdcli.engine.produce import Job
 
     def jobs(*outputs: str | Path) -> list[Job]:
-        return [Job(Path("a.png"), 1, Path(output)) for output in outputs]
+        return [Job(Still(Path("a.png")), 1, Path(output)) for output in outputs]
 
     assert making.index_path(jobs("a/b/1.mp4")) is None
     assert making.index_path(jobs("a/b/1.mp4", "a/c/2.mp4")) == Path("a/svd-manifest.json")
