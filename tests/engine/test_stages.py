@@ -116,7 +116,7 @@ def test_each_clip_has_its_own_ids(make: Callable[..., Any]) -> None:
             task.losses(task.network, batch, torch.ones(2), torch.Generator().manual_seed(0))
     for batch, ((x, _, context, ids), named) in zip(batches, seen, strict=True):
         assert x.shape == batch.latents.shape and not context.tokens.any()
-        assert named["as_images"] == batch.are_images
+        assert named.get("as_images", False) == batch.are_images
         if batch.are_images:
             assert ids.shape == (2, 0)
         else:
@@ -408,3 +408,14 @@ def test_each_stage_goes_on_from_the_one_before(prefix: str) -> None:
 
 def test_a_batch_of_images_says_so() -> None:
     assert TextBatch(torch.zeros(1, 1, 4, 8, 8), ("",)).are_images
+
+
+@pytest.mark.parametrize(("kind", "num_frames"), [(T2I, 1), (T2V, 4)], ids=["images", "clips"])
+def test_a_run_can_show_what_it_makes(
+    make: Callable[..., Any], kind: dict[str, Any], num_frames: int
+) -> None:
+    task = make(kind | {"num_steps": 2})
+    (sample,) = task.sample({"average": task.network, "raw": task.network})
+    assert sample.views["average"].shape == (num_frames, 64, 64, 3)
+    assert np.array_equal(sample.views["average"], sample.views["raw"])
+    assert len(sample.views["held-out"]) == num_frames

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from svdcli.model.attention import Context
 
-Network = Callable[[Tensor, Tensor, Context, Tensor], Tensor]
+Network = Callable[..., Tensor]
+"""network(x, c_noise, context, ids), with `as_images` for pictures"""
 Rate = TypeVar("Rate", float, Tensor)
 
 
@@ -53,8 +55,11 @@ class Conditioning:
     def bind(self, network: Network) -> Callable[[Tensor, Tensor], Tensor]:
         """network(x, c_noise, context, ids) -> F(x_in, c_noise) for the denoiser.
 
-        The concat latents join behind the input, which the denoiser has scaled already.
+        The concat latents join behind the input, which the denoiser has scaled already. Without ids these are pictures,
+        between which a network with temporal layers mixes nothing.
         """
+        if not self.vector_ids.shape[1]:
+            network = partial(network, as_images=True)
 
         def conditioned(x: Tensor, c_noise: Tensor) -> Tensor:
             if not self.concat.shape[2]:

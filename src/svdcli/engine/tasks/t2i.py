@@ -6,6 +6,7 @@ levels; so the paper trains the time embedding alone first, and then everything.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.parts import as_reference
 from svdcli.engine.tasks.text import Painter, TextBatch, TextTask
 from svdcli.model.bundle import open_bundle
+from svdcli.model.settings import Settings
 from svdcli.model.unet import UNet
 from svdcli.recipe.recipe import Data
 from svdcli.recipe.tasks import TextToImageTask
@@ -67,7 +69,9 @@ class TextToImage(TextTask):
         told = f"{start} was trained to predict {scheduler['prediction_type']}, and has to learn to predict v"
         return [*super().notes(), told]
 
+    def settings(self) -> Settings:
+        return self.suggested("image", self.task, 1, 7.0)
+
     def export(self, network: Painter, folder: Path, recipe_text: str) -> None:
         """The image bundle, see `save`; diffusers loads its UNet as a `UNet2DConditionModel`."""
-        settings = self.suggested("image", self.task, 1, 7.0, recipe_text)
-        self.save(network, folder, settings)
+        self.save(network, folder, replace(self.settings(), recipe=recipe_text))

@@ -17,6 +17,7 @@ from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.clips import ClipTask
 from svdcli.engine.tasks.text import Painter, TextBatch, TextTask
 from svdcli.model.inflate import ID_WIDTH, inflate
+from svdcli.model.settings import Settings
 from svdcli.recipe.recipe import Data
 from svdcli.recipe.tasks import TextToVideoTask
 
@@ -57,8 +58,13 @@ class TextToVideo(TextTask, ClipTask):
         rate, bucket = (torch.tensor([v], device=self.device) for v in (fps, self.bucket(frames, fps)))
         return TextBatch(self.encoded(pixels), (self.held_out_text(index),), rate, bucket)
 
+    def settings(self) -> Settings:
+        return self.suggested("t2v", self.task, max(self.task.num_frames), self.usual_fps())
+
     def export(self, network: Painter, folder: Path, recipe_text: str) -> None:
         """The text-to-video bundle, see `save`, with the calibration that its motion buckets were trained by."""
-        num_frames = max(self.task.num_frames)
-        settings = self.suggested("t2v", self.task, num_frames, self.usual_fps(), recipe_text)
-        self.save(network, folder, replace(settings, motion_calibration=self.calibration.knots))
+        self.save(
+            network,
+            folder,
+            replace(self.settings(), recipe=recipe_text, motion_calibration=self.calibration.knots),
+        )
