@@ -16,7 +16,8 @@ from svdcli.data.clip import Clip
 from svdcli.data.motion import motion_score
 from svdcli.data.shards import ShardWriter
 from svdcli.engine.tasks import i2v, make_task
-from svdcli.engine.tasks.i2v import ImageToVideo, keep_mask
+from svdcli.engine.tasks.given import keep_mask
+from svdcli.engine.tasks.i2v import ImageToVideo
 from svdcli.engine.tasks.parts import load_vae, save_vae
 from svdcli.engine.tasks.vae import Autoencoder, psnr_db
 from svdcli.engine.train import train

@@ -237,9 +237,9 @@ def _mark(row: dict[str, Any]) -> str:
 
 
 def _parts(files: BundleFiles) -> list[str]:
-    from svdcli.model.hub import PARTS
+    from svdcli.model.bundle import PARTS_OF
 
-    return [part for part in PARTS if part in files.configs] if files.task == "i2v" else []
+    return [part for part in PARTS_OF.get(files.task, ()) if part in files.configs]
 
 
 def _part_facts(files: BundleFiles, part: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from svdcli.recipe.resume import resume_recipe
 from svdcli.recipe.tasks import (
     DiffusionTask,
     ImageToVideoTask,
+    InterpolationTask,
     TextTask,
     TextToImageTask,
     TextToVideoTask,
@@ -30,6 +31,7 @@ STARTS: dict[type, tuple[str, ...]] = {
     TextToImageTask: ("image",),
     TextToVideoTask: ("image", "t2v"),
     ImageToVideoTask: ("t2v", "i2v"),
+    InterpolationTask: ("t2v", "i2v", "interp"),
 }
 """Which bundles a task can go on from."""
 

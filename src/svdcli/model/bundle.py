@@ -24,6 +24,7 @@ from svdcli.errors import InputError
 from svdcli.model import hub, implied, layouts, text_encoder
 from svdcli.model.hub import PARTS
 from svdcli.model.image_encoder import ImageEncoder
+from svdcli.model.mask_latent import MaskLatent, MaskLatentConfig
 from svdcli.model.settings import SETTINGS, Settings
 from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet, UNetConfig
@@ -39,8 +40,11 @@ STEMS = {
     "vae": "diffusion_pytorch_model",
     "image_encoder": "model",
     "text_encoder": "model",
+    "mask_latent": "diffusion_pytorch_model",
 }
 PREFIXES = {"unet": (layouts.UNET,), "vae": (layouts.FIRST_STAGE,), "image_encoder": (layouts.IMAGE_TOWER,)}
+PARTS_OF = {"i2v": PARTS, "interp": (*PARTS, "mask_latent")}
+"""What a bundle must hold, by its task."""
 TASKS = {
     "i2v": "an image-to-video model",
     "t2v": "a text-to-video model",
@@ -209,12 +213,11 @@ def _open_folder(name: str, path: Path) -> BundleFiles:
     if (path / SETTINGS).is_file():
         settings = Settings.from_dict(_read_json(path / SETTINGS), settings)
     files = BundleFiles(name, path, "diffusers", settings, configs)
-    if files.task == "i2v":
-        for part in PARTS:
-            if part not in configs:
-                raise InputError(
-                    f"{name} has no {part}/config.json.", f"Fetch the whole pipeline again, with its {part}."
-                )
+    for part in PARTS_OF.get(files.task, ()):
+        if part not in configs:
+            raise InputError(
+                f"{name} has no {part}/config.json.", f"Fetch the whole pipeline again, with its {part}."
+            )
     return files
 
 
@@ -226,6 +229,8 @@ def _task(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) ->
     config = UNetConfig.from_dict(dict(unet))
     if config.num_vector_ids in (1, 5):
         return "multiview"
+    if "mask_latent" in index:
+        return "interp"
     return "i2v" if "image_encoder" in index and config.in_channels == 2 * config.out_channels else "t2v"
 
 
@@ -319,6 +324,8 @@ def _module(part: str, config: Mapping[str, Any]) -> nn.Module:
         return UNet(UNetConfig.from_dict(dict(config)))
     if part == "vae":
         return VAE(VAEConfig.from_dict(dict(config)))
+    if part == "mask_latent":
+        return MaskLatent(MaskLatentConfig.from_dict(config))
     return text_encoder.build(config) if part == "text_encoder" else ImageEncoder(dict(config))
 
 

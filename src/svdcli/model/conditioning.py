@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from svdcli.model.attention import Context
+from svdcli.model.mask_latent import MaskLatent
 
 Network = Callable[..., Tensor]
 """network(x, c_noise, context, ids), with `as_images` for pictures"""
@@ -33,7 +34,7 @@ class Conditioning:
     context: Context
     """tokens (B, N, D)"""
     concat: Tensor
-    """latents beside the noisy ones, (B, 1 or T, c, h, w), never scaled by σ; with text no channel"""
+    """what stands beside the noisy latents, (B, 1 or T, channels, h, w), never scaled by σ; with text no channel"""
     vector_ids: Tensor
     """(B, K) float32: fps id, motion bucket, augmentation σ; with text the first two, of images none"""
     null_tokens: Tensor | None = None
@@ -81,6 +82,40 @@ def condition_on_image(
     """
     ids = torch.stack([fps_id(fps), motion_bucket, augment], dim=1).float()
     return Conditioning(Context(embedding[:, None]), latent[:, None], ids.to(embedding.device))
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The first and the last frame of a batch of clips, which are given."""
+
+    embeddings: Tensor
+    """of the clean pictures, (B, 2, D)"""
+    latents: Tensor
+    """(B, 2, c, h, w), scaled"""
+    noise: Tensor
+    """of the augmentation, (B, 2, c, h, w)"""
+    fps: Tensor
+    """frames a second of the whole clip, (B,)"""
+    motion_bucket: Tensor
+    augment: Tensor
+    """σ of the noise on the scaled latents"""
+
+
+def condition_on_ends(
+    ends: Ends, mask_latent: MaskLatent, num_frames: int, keep: Tensor | None = None
+) -> Conditioning:
+    """Interpolation conditioning of a batch (SVD paper §4.4, app. D.5): two tokens, latents and a mask beside each frame.
+
+    The noise augmentation is added in latent space. keep: (B, 2), 1 or 0 for each clip's embeddings and latents, zeros
+    as in the null form, where no frame is given; absent: all are kept.
+    """
+    keep = torch.ones(len(ends.fps), 2) if keep is None else keep
+    keep = keep.to(ends.latents)
+    noisy = ends.latents + ends.augment[:, None, None, None, None].to(ends.latents) * ends.noise.to(ends.latents)
+    concat = mask_latent(noisy, num_frames) * keep[:, 1, None, None, None, None]
+    tokens = ends.embeddings * keep[:, 0, None, None].to(ends.embeddings)
+    ids = torch.stack([fps_id(ends.fps), ends.motion_bucket, ends.augment], dim=1).float()
+    return Conditioning(Context(tokens), concat, ids.to(tokens.device))
 
 
 def condition_on_text(

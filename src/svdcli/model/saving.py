@@ -33,6 +33,7 @@ CLASSES = {
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
     "unet": ("diffusers", "UNetSpatioTemporalConditionModel"),
     "vae": ("diffusers", "AutoencoderKLTemporalDecoder"),
+    "mask_latent": ("svdcli", "MaskLatent"),
     "scheduler": ("diffusers", "EulerDiscreteScheduler"),
     "feature_extractor": ("transformers", "CLIPImageProcessor"),
 }

@@ -11,7 +11,13 @@ from pydantic import Field, model_validator
 
 from svdcli.recipe.reading import parse, read_tree
 from svdcli.recipe.section import Fraction, Momentum, Positive, Section, Side, Width
-from svdcli.recipe.tasks import ImageToVideoTask, TextToImageTask, TextToVideoTask, VAETask
+from svdcli.recipe.tasks import (
+    ImageToVideoTask,
+    InterpolationTask,
+    TextToImageTask,
+    TextToVideoTask,
+    VAETask,
+)
 
 
 class Data(Section):
@@ -158,7 +164,8 @@ class Recipe(Section):
     """A training run, whole."""
 
     task: Annotated[
-        VAETask | TextToImageTask | TextToVideoTask | ImageToVideoTask, Field(discriminator="kind")
+        VAETask | TextToImageTask | TextToVideoTask | ImageToVideoTask | InterpolationTask,
+        Field(discriminator="kind"),
     ]
     data: Data
     optim: Optim

@@ -158,17 +158,11 @@ class TextToVideoTask(TextTask, VideoTask):
     """share of batches that are images: as many frames as clips otherwise, without the temporal layers"""
 
 
-class ImageToVideoTask(VideoTask):
-    """Train the UNet and the image encoder to continue a frame (SVD paper §4.2, app. D.4).
+class GivenFramesTask(VideoTask):
+    """What the tasks share that are given frames of the clip, as pictures and as noised latents."""
 
-    A start that is a text-to-video model gets the inputs for the frame, silent at first, and a new image encoder.
-    """
-
-    kind: Literal["i2v"]
-    p_mean: float = 1.0
-    p_std: Annotated[float, Field(gt=0)] = 1.6
     augment_mean: float = -3.0
-    """mean of ln σ of the noise added to the condition frame"""
+    """mean of ln σ of the noise added to the given frames"""
     augment_std: Annotated[float, Field(ge=0)] = 0.5
     export: Literal["half", "compact"] = "half"
     """precision of the bundle's weights; compact puts feed-forward layers and some others in 8 bits, a sixth less in all"""
@@ -185,6 +179,41 @@ class ImageToVideoTask(VideoTask):
             raise ValueError(
                 "drop_embedding, drop_latent and drop_both are shares and may not exceed 1 together"
             )
+        return self
+
+
+class ImageToVideoTask(GivenFramesTask):
+    """Train the UNet and the image encoder to continue a frame (SVD paper §4.2, app. D.4).
+
+    A start that is a text-to-video model gets the inputs for the frame, silent at first, and a new image encoder.
+    """
+
+    kind: Literal["i2v"]
+    p_mean: float = 1.0
+    p_std: Annotated[float, Field(gt=0)] = 1.6
+
+
+class InterpolationTask(GivenFramesTask):
+    """Train the UNet to find the frames between a first and a last one (SVD paper §4.4, app. D.5).
+
+    A start that is a text-to-video or image-to-video model gets the inputs that it lacks, silent at first. The noise of
+    the given frames is added to their scaled latents, not to pixels.
+    """
+
+    kind: Literal["interp"]
+    num_frames: tuple[Positive, ...] = (5,)
+    """clip lengths, the two given frames among them"""
+    p_mean: float = 1.0
+    p_std: Annotated[float, Field(gt=0)] = 1.2
+    guidance: str = "1.0"
+    blend: bool = False
+    """what stands in the place of the frames that are to be found: the learned latent alone, as in the paper, or
+    added to the blend of the given frames"""
+
+    @model_validator(mode="after")
+    def _check_between(self) -> Self:
+        if min(self.num_frames) < 3:
+            raise ValueError("num_frames needs 3 frames or more, as two of them are given")
         return self
 
 

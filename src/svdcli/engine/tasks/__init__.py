@@ -20,7 +20,7 @@ from svdcli.data.footage import Footage
 from svdcli.data.reader import by_reason
 from svdcli.engine.launch import processes
 from svdcli.recipe.recipe import Recipe
-from svdcli.recipe.tasks import TextToImageTask, TextToVideoTask, VAETask
+from svdcli.recipe.tasks import InterpolationTask, TextToImageTask, TextToVideoTask, VAETask
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
         from svdcli.engine.tasks.t2v import TextToVideo
 
         return TextToVideo(recipe.task, recipe.data, batches, device, cache)
+    if isinstance(recipe.task, InterpolationTask):
+        from svdcli.engine.tasks.interp import Interpolation
+
+        return Interpolation(recipe.task, recipe.data, batches, device, cache)
     from svdcli.engine.tasks.i2v import ImageToVideo
 
     return ImageToVideo(recipe.task, recipe.data, batches, device, cache)

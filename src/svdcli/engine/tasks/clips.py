@@ -40,6 +40,7 @@ class ClipTask(LatentTask):
 
     task: VideoTask
     examples: Examples
+    evaluation_fps: float = EVALUATION_FPS
 
     def __init__(
         self, task: VideoTask, data: Data, batches: Batches, device: torch.device, cache: Path
@@ -72,11 +73,11 @@ class ClipTask(LatentTask):
     def evaluated(self) -> list[tuple[int, npt.NDArray[np.uint8], float]]:
         """Every other held-out video that is long enough.
 
-        -> its number, its first frames (T, H, W, 3) at about EVALUATION_FPS, and their rate.
+        -> its number, its first frames (T, H, W, 3) at about `evaluation_fps`, and their rate.
         """
         num_frames, clips = min(self.task.num_frames), []
         for index, video in enumerate(self.judged):
-            stride = max(1, round(video.fps / EVALUATION_FPS))
+            stride = max(1, round(video.fps / self.evaluation_fps))
             if (num_frames - 1) * stride < video.num_frames:
                 frames = self.held_out.take(video, range(0, num_frames * stride, stride))
                 clips.append((index, frames, video.fps / stride))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ from svdcli.io.files import atomic_folder
 from svdcli.model.bundle import STEMS, BundleFiles, find_weights, open_bundle
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.inflate import grown
+from svdcli.model.mask_latent import MaskLatent
 from svdcli.model.saving import compact, part_of, save_bundle
 from svdcli.model.settings import Settings
 from svdcli.model.text_encoder import TextEncoder
@@ -130,6 +132,32 @@ def load_image_to_video(start: Path, latent_channels: int) -> tuple[UNet, ImageE
     return unet, own(encoder).train()
 
 
+def load_interpolation(
+    start: Path, latent_channels: int
+) -> tuple[UNet, ImageEncoder | None, MaskLatent | None]:
+    """UNet, image encoder and learned latent of a bundle, float32, to be trained on.
+
+    The UNet of a text-to-video or image-to-video bundle gets the inputs that it lacks, silent at first.
+    """
+    files, unet = open_bundle(as_reference(start)), load_unet(start)
+    mask = files.part("mask_latent", torch.float32) if "mask_latent" in files.configs else None
+    if mask is None:
+        if unet.config.in_channels == 2 * latent_channels:
+            scale_condition(unet, latent_channels, files.configs["vae"]["scaling_factor"])
+        unet = grown(unet, 2 * latent_channels + 1, NUM_IDS).train()
+    encoder = None
+    if "image_encoder" in files.configs:
+        encoder = own(files.part("image_encoder", torch.float32)).train()
+    assert isinstance(encoder, ImageEncoder | None) and isinstance(mask, MaskLatent | None)
+    return unet, encoder, None if mask is None else own(mask).train()
+
+
+@torch.no_grad()
+def scale_condition(unet: UNet, latent_channels: int, scaling_factor: float) -> None:
+    """Make an image-to-video UNet, whose condition latent comes unscaled, take it scaled."""
+    unet.conv_in.weight[:, latent_channels : 2 * latent_channels] /= scaling_factor
+
+
 def save_text_bundle(
     unet: UNet, vae: VAE, text: TextEncoder | None, settings: Settings, folder: Path
 ) -> None:
@@ -140,20 +168,17 @@ def save_text_bundle(
     save_bundle(parts, folder, settings, tokenizer=text.folder if text is not None else None)
 
 
-def save_image_to_video(
-    unet: UNet,
-    image_encoder: ImageEncoder,
-    vae: VAE,
+def save_video_bundle(
+    modules: Mapping[str, nn.Module],
     calibration: MotionCalibration,
     settings: Settings,
     folder: Path,
     small: bool = False,
 ) -> None:
-    """Write the bundle in half precision, with the calibration that its motion buckets were trained by.
+    """Write the bundle of those parts in half precision, with the calibration that its motion buckets were trained by.
 
     `small` puts some of its weights in 8 bits, see `compact`.
     """
-    modules = {"unet": unet, "image_encoder": image_encoder, "vae": vae}
     parts = {name: part_of(module, torch.float16) for name, module in modules.items()}
     if small:
         parts = {name: compact(part) for name, part in parts.items()}

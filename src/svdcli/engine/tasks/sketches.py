@@ -27,6 +27,7 @@ from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.tasks import (
     DiffusionTask,
     ImageToVideoTask,
+    InterpolationTask,
     TextTask,
     TextToImageTask,
     TextToVideoTask,
@@ -96,7 +97,8 @@ def _vae(recipe: Recipe, num_frames: int) -> Sketch:
 
 
 def _i2v(recipe: Recipe, num_frames: int) -> Sketch:
-    from svdcli.engine.tasks.i2v import Batch, Continuation, new_image_encoder, new_unet
+    from svdcli.engine.tasks.given import Batch, new_image_encoder, new_unet
+    from svdcli.engine.tasks.i2v import Continuation
 
     task, data, batch = recipe.task, recipe.data, recipe.run.batch_size
     assert isinstance(task, ImageToVideoTask)
@@ -119,6 +121,33 @@ def _i2v(recipe: Recipe, num_frames: int) -> Sketch:
         Part(Continuation(unet, encoder), run),
         {"autoencoder": Part(latents.vae, encode)},
         4 * (latents.numel + batch * pixels),
+        2 * latents.numel + batch * num_frames * pixels,
+    )
+
+
+def _interp(recipe: Recipe, num_frames: int) -> Sketch:
+    from svdcli.engine.tasks.given import Batch
+    from svdcli.engine.tasks.interp import new_network
+
+    task, data, batch = recipe.task, recipe.data, recipe.run.batch_size
+    assert isinstance(task, InterpolationTask)
+    latents = _Latents(recipe, num_frames)
+    network = new_network(task.model_copy(update={"start": None}), latents.vae.config, data)
+    if (encoder := _bundle_part(task.start, "image_encoder")) is not None:
+        network.image_encoder = encoder
+
+    def run(network: nn.Module) -> Tensor:
+        fps, motion, augment = (torch.empty(batch) for _ in range(3))
+        ends = torch.empty(batch, 2, 3, data.height, data.width)
+        clip = Batch(latents.empty(), ends, fps, motion, augment)
+        noise = torch.empty(batch, 2, *latents.shape[2:])
+        return network(latents.empty(), torch.empty(batch), clip, noise, torch.empty(batch, 2))
+
+    pixels = 3 * data.height * data.width
+    return Sketch(
+        Part(network, run),
+        {"autoencoder": Part(latents.vae)},
+        4 * (latents.numel + batch * 2 * pixels),
         2 * latents.numel + batch * num_frames * pixels,
     )
 
@@ -153,7 +182,9 @@ def _text(recipe: Recipe, num_frames: int) -> Sketch:
     return Sketch(Part(Painter(unet), run), beside, 4 * latents.numel, 2 * latents.numel + pixels)
 
 
-SKETCHES: dict[str, Callable[[Recipe, int], Sketch]] = {"vae": _vae, "t2i": _text, "t2v": _text, "i2v": _i2v}
+SKETCHES: dict[str, Callable[[Recipe, int], Sketch]] = {
+    "vae": _vae, "t2i": _text, "t2v": _text, "i2v": _i2v, "interp": _interp
+}  # fmt: skip
 """By the task's kind."""
 
 
