@@ -75,7 +75,7 @@ def read_video(path: str | Path, max_frames: int | None = None) -> tuple[np.ndar
     file = require_file(path, "video")
     if animation.is_animation_format(file):
         return animation.read(file, max_frames)
-    with _opened(file) as container:
+    with opened(file) as container:
         return _read_frames(file, container, max_frames)
 
 
@@ -83,7 +83,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     """The texts that `write_video` was given, by name; of foreign files, theirs. Raises InputError."""
     if Path(path).is_dir() or animation.is_animation_format(file := require_file(path, "video")):
         return animation.read_metadata(Path(path))
-    with _opened(file) as container:
+    with opened(file) as container:
         return {key: value for key, value in container.metadata.items() if key not in _CONTAINER_TAGS}
 
 
@@ -105,61 +105,78 @@ def exact_rate(fps: float | Fraction) -> Fraction:
 def _write_mp4(
     path: Path, frames: np.ndarray, rate: Fraction, metadata: Mapping[str, str]
 ) -> tuple[str, ...]:
-    frames, notes = _even(frames)
-    flags = "+faststart" if set(metadata) <= _MP4_TAGS else "+faststart+use_metadata_tags"
-    with av.open(str(path), "w", format="mp4", options={"movflags": flags}) as container:
-        container.metadata.update(metadata)
-        # No B-frames: timestamps begin at 0 without an edit list, which some readers ignore.
-        stream = container.add_stream(
-            "libx264", rate=rate, options={"crf": _CRF, "preset": "medium", "bf": "0"}
-        )
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.time_base = 1 / rate
-        context.color_primaries = context.color_trc = context.colorspace = _BT709
-        context.color_range = _MPEG_RANGE
+    notes = even_note(frames[0])
+    with new_mp4(path, metadata) as container:
+        stream = add_picture_stream(container, frames[0], rate, 1 / rate)
         for index, pixels in enumerate(frames):
-            frame = _to_yuv(pixels)
-            frame.pts, frame.time_base = index, 1 / rate
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(to_yuv(even(pixels), index, 1 / rate)))
         container.mux(stream.encode(None))
     return notes
 
 
-def _even(frames: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+@contextmanager
+def new_mp4(path: Path, metadata: Mapping[str, str]) -> Iterator[Any]:
+    """A container to be filled, with those texts."""
+    flags = "+faststart" if set(metadata) <= _MP4_TAGS else "+faststart+use_metadata_tags"
+    with av.open(str(path), "w", format="mp4", options={"movflags": flags}) as container:
+        container.metadata.update(metadata)
+        yield container
+
+
+def add_picture_stream(container: Any, first: np.ndarray, rate: Fraction, time_base: Fraction) -> Any:
+    """H.264 for frames such as the first (H, W, 3), at about that rate, with times counted in `time_base` seconds."""
+    # No B-frames: timestamps begin at 0 without an edit list, which some readers ignore.
+    stream = container.add_stream("libx264", rate=rate, options={"crf": _CRF, "preset": "medium", "bf": "0"})
+    stream.height, stream.width = even(first).shape[:2]
+    stream.pix_fmt = "yuv420p"
+    context = stream.codec_context
+    context.time_base = time_base
+    context.color_primaries = context.color_trc = context.colorspace = _BT709
+    context.color_range = _MPEG_RANGE
+    return stream
+
+
+def even(pixels: np.ndarray) -> np.ndarray:
     """yuv420p has half the colour resolution, so both sides must be even: repeat the last row or column."""
-    height, width = frames.shape[1:3]
+    height, width = pixels.shape[:2]
     if height % 2 == 0 and width % 2 == 0:
-        return frames, ()
-    padded = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    grown = f"{padded.shape[2]}x{padded.shape[1]}"
-    return padded, (
-        f"The mp4 is {grown}, not {width}x{height}: H.264 needs even sides, so the edge is repeated.",
-    )
+        return pixels
+    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-def _to_yuv(pixels: np.ndarray) -> av.VideoFrame:
+def even_note(pixels: np.ndarray) -> tuple[str, ...]:
+    """What a user should know where `even` changes the size."""
+    (height, width), grown = pixels.shape[:2], even(pixels).shape
+    if grown == pixels.shape:
+        return ()
+    size = f"{grown[1]}x{grown[0]}"
+    return (f"The mp4 is {size}, not {width}x{height}: H.264 needs even sides, so the edge is repeated.",)
+
+
+def to_yuv(pixels: np.ndarray, time: int, time_base: Fraction) -> av.VideoFrame:
+    """Pixels (H, W, 3) as the frame that is shown at `time`, in units of `time_base` seconds."""
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    return frame.reformat(
+    frame = frame.reformat(
         format="yuv420p",
         dst_colorspace=Colorspace.ITU709,
         src_color_range=ColorRange.JPEG,
         dst_color_range=ColorRange.MPEG,
     )
+    frame.pts, frame.time_base = time, time_base
+    return frame
 
 
 # --- reading ---
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def opened(file: Path) -> Iterator[Any]:
     """The file as a container with at least one video stream."""
     try:
         container = av.open(str(file))
     except (av.FFmpegError, OSError, ValueError) as error:
-        if _file_is_cut_off(file):
-            raise _truncated(file) from error
+        if file_is_cut_off(file):
+            raise truncated(file) from error
         raise InputError(f"{file} is not a video.", _HINT) from error
     with container:
         names = set(container.format.name.split(","))
@@ -176,15 +193,15 @@ def _read_frames(file: Path, container: Any, max_frames: int | None) -> tuple[np
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     frames: list[np.ndarray] = []
-    if _file_is_cut_off(file):
-        raise _truncated(file)
+    if file_is_cut_off(file):
+        raise truncated(file)
     try:
         for frame in container.decode(stream):
             if max_frames is not None and len(frames) >= max_frames:
                 break
             frames.append(to_rgb(frame))
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise _truncated(file) from error
+        raise truncated(file) from error
     if not frames:
         raise InputError(f"{file} has no frames.", "Copy or export the video again.")
     if len({frame.shape for frame in frames}) > 1:
@@ -202,7 +219,7 @@ def to_rgb(frame: Any) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
-def _file_is_cut_off(file: Path) -> bool:
+def file_is_cut_off(file: Path) -> bool:
     with file.open("rb") as stream:
         return is_cut_off(stream, file.stat().st_size)
 
@@ -226,7 +243,7 @@ def is_cut_off(stream: IO[bytes], size: int) -> bool:
     return False
 
 
-def _truncated(file: Path) -> InputError:
+def truncated(file: Path) -> InputError:
     return InputError(
         f"{file} is truncated or damaged and cannot be decoded.", "Copy or export the video again."
     )
