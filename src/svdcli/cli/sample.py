@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
+from svdcli.cli.between import Wanted, refuse, sample_between
 from svdcli.cli.choices import (
     DEFAULT_OVERLAP,
     ChunkOption,
@@ -41,8 +42,12 @@ if TYPE_CHECKING:
     from svdcli.engine.subjects import Subject
 
 HELP_BUNDLE = "Name (svd, svd-xt, svd-xt-1.1, nano), folder, .safetensors or hub id; else the best one here."
+HELP_IMAGES = "Pictures, folders or globs; with --interpolate clips too."
 HELP_PROMPT = (
     "Words instead of a picture, for a text-to-video or an image bundle; may be given several times."
+)
+HELP_INTERPOLATE = (
+    "Find the frames between pictures, or between those of a clip; needs an interpolation bundle."
 )
 HELP_OUTPUT = "A file, a folder, or a template with {name} {seed} {index} {bundle}."
 HELP_WINDOW = (
@@ -61,7 +66,7 @@ def register(app: typer.Typer) -> None:
 
 
 def sample(
-    images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help="Pictures, folders or globs.")] = None,
+    images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help=HELP_IMAGES)] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help=HELP_PROMPT)] = None,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What a prompt's guidance leads away from.")] = "",
     bundle: Annotated[str | None, typer.Option("--bundle", "-b", metavar="REF", help=HELP_BUNDLE)] = None,
@@ -79,6 +84,7 @@ def sample(
     churn: Annotated[float, typer.Option(help="Stochasticity of euler and heun (EDM's S_churn).")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63, help="Pins all noise, that of --augment too.")] = 23,
     count: Annotated[int, typer.Option(min=1, help="Clips of a picture, with successive seeds.")] = 1,
+    interpolate: Annotated[bool, typer.Option("--interpolate", help=HELP_INTERPOLATE)] = False,
     rank: Annotated[bool, typer.Option("--rank", help=HELP_RANK)] = False,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Else the bundle's, turned for portraits.")] = None,
     fit: Annotated[Fit, typer.Option(help="How a picture of another aspect fits the size.")] = Fit.crop,
@@ -99,6 +105,18 @@ def sample(
     check_number("--motion", motion, 0, 1023)
     check_number("--augment", augment, 0, 100)
     check_number("--churn", churn, 0, 1e6)
+    asked = {
+        "num_frames": frames, "window": window, "fps": fps, "motion_bucket": motion, "augment": augment,
+        "num_steps": steps, "sampler": sampler and sampler.value, "schedule": schedule, "guidance": guidance, "s_churn": churn,
+    }  # fmt: skip
+    if interpolate:
+        refuse({
+            "--prompt": prompt, "--count": count > 1, "--rank": rank, "--devices": devices > 1,
+            "--preview": preview, "--window": window, "--decode-chunk": decode_chunk, "--decode-overlap": decode_overlap,
+        })  # fmt: skip
+        return sample_between(Wanted(
+            images or [], bundle, output, kind, size, fit, seed, motion, asked, dtype, device, vram, overwrite, plan
+        ))  # fmt: skip
     chosen_kind = choose_kind(kind, output) or "mp4"
     if rank and (count == 1 or chosen_kind == "latents" or prompt):
         raise UsageError("--rank compares several decoded clips of one picture", "Add --count 4, as a video.")
@@ -110,10 +128,7 @@ def sample(
 
     files = open_bundle(bundle)
     files.require_task(*(("t2v", "image") if prompt else ("i2v",)))
-    sampling = choose_sampling(files, size, {
-        "num_frames": frames, "window": window, "fps": fps, "motion_bucket": motion, "augment": augment, "num_steps": steps,
-        "sampler": sampler and sampler.value, "schedule": schedule, "guidance": guidance, "s_churn": churn,
-    })  # fmt: skip
+    sampling = choose_sampling(files, size, asked)
     where = choose_device(device, devices)
     overlap = DEFAULT_OVERLAP if decode_overlap is None else decode_overlap
     planner = Planner(files, sampling, where, choose_dtype(where, dtype), decode_chunk, overlap)

@@ -55,8 +55,8 @@ class TimedVideo:
     """frames a second, on average"""
     time_base: Fraction
     """seconds; frames are shown at multiples of it"""
-    num_frames: int | None
-    """as the file says; None where it does not"""
+    num_frames: int
+    """as the file says, or an estimate by its duration where it does not"""
     has_sound: bool
 
     def frames(self) -> Iterator[Timed]:
@@ -88,9 +88,10 @@ def open_timed(path: str | Path) -> TimedVideo:
             first = to_rgb(next(container.decode(stream)))
         except (StopIteration, av.FFmpegError, OSError, ValueError) as error:
             raise InputError(f"{file} has no frames.", "Copy or export the video again.") from error
+        lasts = (container.duration or 0) / av.time_base
         return TimedVideo(
             file, first.shape[1], first.shape[0], Fraction(rate), Fraction(stream.time_base),
-            stream.frames or None, bool(container.streams.audio),
+            stream.frames or max(1, round(lasts * rate)), bool(container.streams.audio),
         )  # fmt: skip
 
 

@@ -111,7 +111,9 @@ def condition_on_ends(
     """
     keep = torch.ones(len(ends.fps), 2) if keep is None else keep
     keep = keep.to(ends.latents)
-    noisy = ends.latents + ends.augment[:, None, None, None, None].to(ends.latents) * ends.noise.to(ends.latents)
+    noisy = ends.latents + ends.augment[:, None, None, None, None].to(ends.latents) * ends.noise.to(
+        ends.latents
+    )
     concat = mask_latent(noisy, num_frames) * keep[:, 1, None, None, None, None]
     tokens = ends.embeddings * keep[:, 0, None, None].to(ends.embeddings)
     ids = torch.stack([fps_id(ends.fps), ends.motion_bucket, ends.augment], dim=1).float()

@@ -78,9 +78,7 @@ class ImageToVideo(GivenFrames):
         noise = torch.randn(batch.picture.shape, generator=generator).to(self.device)
         pictures = to_frames(augment_picture(batch.picture, noise, batch.augment))
         return [
-            Preview(
-                self.title(batch, i, sigma, keep), np.concatenate([pictures[i][None], example.pixels])
-            )
+            Preview(self.title(batch, i, sigma, keep), np.concatenate([pictures[i][None], example.pixels]))
             for i, example in enumerate(batch.examples)
         ]
 
