@@ -17,7 +17,7 @@ from svdcli.errors import RecipeError, UsageError
 if TYPE_CHECKING:
     from svdcli.recipe.recipe import Recipe
 
-Kind = StrEnum("Kind", ["i2v", "t2v"])
+Kind = StrEnum("Kind", ["i2v", "t2v", "interp"])
 HELP_SOURCE = "A folder of videos or of shards, a URL of shards, a TOML recipe, or the folder of a run."
 HELP_FROM = "The bundle to go on from: a name, folder, file or hub id; else the best one here."
 HELP_SET = "Change a key of the recipe: --set optim.lr=1e-5"
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def finetune(
-    kind: Annotated[Kind, typer.Argument(help="What is learned: motion from a picture, or from words.")],
+    kind: Annotated[Kind, typer.Argument(help="What is learned: motion from a picture, from words, or between two frames.")],
     source: Annotated[str, typer.Argument(metavar="DATA_OR_RECIPE", help=HELP_SOURCE)],
     bundle: Annotated[str | None, typer.Option("--from", metavar="REF", help=HELP_FROM)] = None,
     run: Annotated[Path | None, typer.Option(metavar="FOLDER", help=HELP_RUN)] = None,

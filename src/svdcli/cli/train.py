@@ -184,6 +184,8 @@ def _result(recipe: Recipe) -> Path:
 def _next(recipe: Recipe) -> str:
     if recipe.task.kind == "vae":
         return f"svd train RECIPE --set task.vae={recipe.run.folder}   (an i2v recipe, upon this autoencoder)"
+    if recipe.task.kind == "interp":
+        return f"svd sample clip.mp4 --interpolate --bundle {_result(recipe)}"
     if recipe.task.kind in ("t2i", "t2v"):
         following = "t2v" if recipe.task.kind == "t2i" else "t2v or i2v"
         return (

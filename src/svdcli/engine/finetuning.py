@@ -22,7 +22,7 @@ from svdcli.recipe.reading import override_key, read_tree
 from svdcli.recipe.recipe import Data, Recipe, parse_recipe
 from svdcli.shipped import shipped_path
 
-KINDS = ("i2v", "t2v")
+KINDS = ("i2v", "t2v", "interp")
 """What can be finetuned, each by `recipes/finetune/KIND.toml` and, for small networks, `recipes/nano/finetune/KIND.toml`."""
 SMALL_WIDTH = 160
 """Channels of the finest level, half of SVD's, below which a network is trained as nano is."""
@@ -47,7 +47,10 @@ def recipe_for(
     tree = read_tree(path)
     settings = files.settings
     task, data = tree["task"], tree["data"]
+    frames = task["num_frames"]
     task |= shape_of(unet.config) | begun_with(files)
+    if kind == "interp" and files.task != kind:
+        task["num_frames"] = frames
     if files.task == task["kind"]:
         task |= {name: getattr(settings, name) for name in SUGGESTIONS}
     data |= {"source": source, "width": settings.width, "height": settings.height}

@@ -10,7 +10,7 @@ from svdcli.engine.launch import check_machine, is_first
 from svdcli.engine.lock import require_free
 from svdcli.engine.loggers import require_loggers
 from svdcli.engine.state import CHECKPOINT, saved_run
-from svdcli.engine.tasks.parts import as_reference, vae_bundle
+from svdcli.engine.tasks.parts import as_reference, require_image_encoder, vae_bundle
 from svdcli.engine.tasks.text import require_text
 from svdcli.io.files import check_writable
 from svdcli.model.bundle import open_bundle
@@ -19,6 +19,7 @@ from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.resume import resume_recipe
 from svdcli.recipe.tasks import (
     DiffusionTask,
+    GivenFramesTask,
     ImageToVideoTask,
     InterpolationTask,
     TextTask,
@@ -93,5 +94,7 @@ def _check_diffusion(task: DiffusionTask) -> None:
         files = open_bundle(as_reference(task.start))
         if files.task not in STARTS[type(task)]:
             files.require_task(STARTS[type(task)][-1])
+    if isinstance(task, GivenFramesTask) and task.image_encoder is not None:
+        require_image_encoder(task.image_encoder, task.context_dim)
     if isinstance(task, TextTask) and task.text is not None:
         require_text(as_reference(task.text), task.context_dim)

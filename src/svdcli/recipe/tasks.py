@@ -161,6 +161,8 @@ class TextToVideoTask(TextTask, VideoTask):
 class GivenFramesTask(VideoTask):
     """What the tasks share that are given frames of the clip, as pictures and as noised latents."""
 
+    image_encoder: Path | None = None
+    """bundle whose image encoder is taken and kept as it is; absent: that of the start, or else a small new one, which trains"""
     augment_mean: float = -3.0
     """mean of ln σ of the noise added to the given frames"""
     augment_std: Annotated[float, Field(ge=0)] = 0.5

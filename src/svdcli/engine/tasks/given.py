@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from svdcli.data.examples import Example
 from svdcli.diffusion.loss import draw_sigma
 from svdcli.engine.tasks.clips import ClipTask, place_of
-from svdcli.engine.tasks.parts import NUM_IDS, save_video_bundle
+from svdcli.engine.tasks.parts import NUM_IDS, load_image_encoder, save_video_bundle
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.settings import Settings
 from svdcli.model.unet import UNet, UNetConfig
@@ -138,6 +138,13 @@ def new_unet(task: GivenFramesTask, vae: VAEConfig, width: int, condition_scale:
     else:
         unet.reset()
     return unet
+
+
+def choose_image_encoder(task: GivenFramesTask, of_start: ImageEncoder | None) -> ImageEncoder:
+    """The one that the recipe names, frozen, else that of the start, else a new one."""
+    if task.image_encoder is not None:
+        return load_image_encoder(task.image_encoder).requires_grad_(False)
+    return of_start or new_image_encoder(task.context_dim)
 
 
 def new_image_encoder(width: int) -> ImageEncoder:

@@ -16,7 +16,7 @@ from svdcli.engine.generate import Sampling, condition, to_frames
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.memory import Residence
 from svdcli.engine.tasks import Preview
-from svdcli.engine.tasks.given import EVALUATION_AUGMENT, Batch, GivenFrames, new_image_encoder, new_unet
+from svdcli.engine.tasks.given import EVALUATION_AUGMENT, Batch, GivenFrames, choose_image_encoder, new_unet
 from svdcli.engine.tasks.parts import load_image_to_video, require_same
 from svdcli.model.conditioning import Conditioning, augment_picture, condition_on_image
 from svdcli.model.image_encoder import ImageEncoder
@@ -57,7 +57,7 @@ class ImageToVideo(GivenFrames):
             require_same(unet.config, task)
         else:
             unet, image_encoder = new_unet(task, self.vae.config, data.width), None
-        self.network = Continuation(unet, image_encoder or new_image_encoder(task.context_dim))
+        self.network = Continuation(unet, choose_image_encoder(task, image_encoder))
 
     def batch(self, seed: list[int]) -> Batch:
         """Clips of one of the recipe's lengths, each with its own rate, motion bucket and augmentation."""

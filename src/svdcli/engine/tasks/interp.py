@@ -19,7 +19,7 @@ from svdcli.engine.interpolate import condition_pairs, embed_pictures, pair_moti
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.memory import Residence
 from svdcli.engine.tasks import Preview
-from svdcli.engine.tasks.given import EVALUATION_AUGMENT, Batch, GivenFrames, new_image_encoder, new_unet
+from svdcli.engine.tasks.given import EVALUATION_AUGMENT, Batch, GivenFrames, choose_image_encoder, new_unet
 from svdcli.engine.tasks.parts import NUM_IDS, load_interpolation, require_same
 from svdcli.model.conditioning import Conditioning, Ends, condition_on_ends
 from svdcli.model.image_encoder import ImageEncoder
@@ -134,4 +134,4 @@ def new_network(task: InterpolationTask, vae: VAEConfig, data: Data) -> Between:
     if mask is None:
         size = data.height // vae.downscale, data.width // vae.downscale
         mask = MaskLatent(MaskLatentConfig(vae.latent_channels, *size, task.blend))
-    return Between(unet, encoder or new_image_encoder(task.context_dim), mask)
+    return Between(unet, choose_image_encoder(task, encoder), mask)

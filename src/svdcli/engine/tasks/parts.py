@@ -119,6 +119,25 @@ def load_unet(start: Path) -> UNet:
     return own(unet).train()
 
 
+def require_image_encoder(bundle: Path, context_dim: int) -> None:
+    """Raise InputError unless a bundle has an image encoder of that width. Reads no weights."""
+    files = open_bundle(as_reference(bundle))
+    width = files.configs.get("image_encoder", {}).get("projection_dim")
+    if width != context_dim:
+        what = "has no image_encoder/config.json" if width is None else f"makes tokens of width {width}"
+        raise InputError(
+            f"{files.name} {what}, and task.context_dim is {context_dim}.",
+            "Give the image encoder that the model is to be told by as task.image_encoder.",
+        )
+
+
+def load_image_encoder(bundle: Path) -> ImageEncoder:
+    """The image encoder of a bundle, float32."""
+    encoder = open_bundle(as_reference(bundle)).part("image_encoder", torch.float32)
+    assert isinstance(encoder, ImageEncoder)
+    return own(encoder)
+
+
 def load_image_to_video(start: Path, latent_channels: int) -> tuple[UNet, ImageEncoder | None]:
     """UNet and image encoder of a bundle, float32, to be trained on.
 

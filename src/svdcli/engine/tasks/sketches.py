@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from svdcli.errors import RecipeError
 from svdcli.model.bundle import open_bundle
 from svdcli.model.discriminator import PatchDiscriminator
+from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.inflate import video_config
 from svdcli.model.text_encoder import build as build_text
 from svdcli.model.unet import UNet
@@ -26,6 +27,7 @@ from svdcli.model.vae import VAE, VAEConfig
 from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.tasks import (
     DiffusionTask,
+    GivenFramesTask,
     ImageToVideoTask,
     InterpolationTask,
     TextTask,
@@ -97,14 +99,14 @@ def _vae(recipe: Recipe, num_frames: int) -> Sketch:
 
 
 def _i2v(recipe: Recipe, num_frames: int) -> Sketch:
-    from svdcli.engine.tasks.given import Batch, new_image_encoder, new_unet
+    from svdcli.engine.tasks.given import Batch, new_unet
     from svdcli.engine.tasks.i2v import Continuation
 
     task, data, batch = recipe.task, recipe.data, recipe.run.batch_size
     assert isinstance(task, ImageToVideoTask)
     latents = _Latents(recipe, num_frames)
     unet = new_unet(task, latents.vae.config, data.width)
-    encoder = _bundle_part(task.start, "image_encoder") or new_image_encoder(task.context_dim)
+    encoder = _image_encoder(task)
 
     def run(network: nn.Module) -> Tensor:
         fps, motion, augment = (torch.empty(batch) for _ in range(3))
@@ -132,9 +134,10 @@ def _interp(recipe: Recipe, num_frames: int) -> Sketch:
     task, data, batch = recipe.task, recipe.data, recipe.run.batch_size
     assert isinstance(task, InterpolationTask)
     latents = _Latents(recipe, num_frames)
-    network = new_network(task.model_copy(update={"start": None}), latents.vae.config, data)
-    if (encoder := _bundle_part(task.start, "image_encoder")) is not None:
-        network.image_encoder = encoder
+    network = new_network(
+        task.model_copy(update={"start": None, "image_encoder": None}), latents.vae.config, data
+    )
+    network.image_encoder = _image_encoder(task)
 
     def run(network: nn.Module) -> Tensor:
         fps, motion, augment = (torch.empty(batch) for _ in range(3))
@@ -217,6 +220,23 @@ def _bundle_part(bundle: Path | None, name: str) -> Any | None:
         return None
     files = open_bundle(bundle)
     return files.build(name) if name in files.configs else None
+
+
+def _image_encoder(task: GivenFramesTask) -> ImageEncoder:
+    """As training has it; where the recipe names one that is not here, OpenCLIP's ViT-H at the width of the recipe."""
+    from svdcli.engine.tasks.given import new_image_encoder
+
+    found = _bundle_part(task.image_encoder or task.start, "image_encoder")
+    if found is None and task.image_encoder is not None:
+        shape = {
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+        }
+        found = ImageEncoder(shape | {"patch_size": 14, "projection_dim": task.context_dim})
+    encoder: ImageEncoder = found or new_image_encoder(task.context_dim)
+    return encoder.requires_grad_(task.image_encoder is None)
 
 
 def _text_encoder(task: TextTask) -> nn.Module:
