@@ -203,3 +203,49 @@ def text_bundle_path(tiny_bundle_path: Path, tmp_path_factory: pytest.TempPathFa
     text = load_text_encoder(path / "source", torch.float32)
     save_text_bundle(unet, load_vae(tiny_bundle_path), text, settings, path / "bundle")
     return path / "bundle"
+
+
+@pytest.fixture(scope="session")
+def between_bundle_path(tiny_bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpolation bundle with the tiny one's autoencoder, 5 frames, 2 steps, and random weights throughout."""
+    import torch
+
+    from svdcli.data.motion import MotionCalibration
+    from svdcli.engine.tasks.given import new_image_encoder
+    from svdcli.engine.tasks.parts import load_vae, save_video_bundle
+    from svdcli.model.mask_latent import MaskLatent, MaskLatentConfig
+    from svdcli.model.settings import Settings
+    from svdcli.model.unet import UNet, UNetConfig
+
+    torch.manual_seed(0)
+    unet = UNet(
+        UNetConfig(
+            in_channels=9,
+            out_channels=4,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            num_attention_heads=(2, 4),
+            cross_attention_dim=32,
+            layers_per_block=1,
+            addition_time_embed_dim=32,
+            projection_class_embeddings_input_dim=96,
+            num_frames=5,
+        )
+    )
+    modules = {
+        "unet": unet,
+        "image_encoder": new_image_encoder(32),
+        "vae": load_vae(tiny_bundle_path),
+        "mask_latent": MaskLatent(MaskLatentConfig(4, 16, 24)),
+    }
+    with torch.no_grad():
+        for name in ("unet", "mask_latent"):
+            for tensor in modules[name].parameters():
+                tensor.copy_(torch.randn_like(tensor) * 0.05)
+    settings = Settings(
+        task="interp", num_frames=5, width=48, height=32, num_steps=2, guidance="1.0", fps=20.0
+    )
+    path = tmp_path_factory.mktemp("bundles") / "between"
+    save_video_bundle(modules, MotionCalibration((1.0, 255.0), (0.0, 1.0)), settings, path)
+    return path
