@@ -2,11 +2,12 @@
 
     python tests/benchmarks/bench_interp.py BUNDLE --out FOLDER [--data FOLDER] [--per-video 2]
 
-Of five frames the first and the last are given; the three between are found and compared with the real ones, by PSNR (at most 60 dB
-a frame) and by `model.perceptual`'s distance (not comparable with LPIPS in papers), also apart for the half that moves more. Beside
-the model stand: a cross-fade of the given frames; both warped by optical flow to the time in question and blended (Super SloMo's
-approximation of the flow from there, Jiang et al. 2018, eq. 4, with OpenCV's Farnebäck and DIS flow); and, as the ceiling of the model,
-the real frames through its autoencoder. `frames.png` shows them; `results.json` is printed too.
+Of five frames the first and the last are given; the three between are found and compared with the real ones, by PSNR
+(at most 60 dB a frame) and by `model.perceptual`'s distance (not comparable with LPIPS in papers), also apart for the
+half that moves more. Beside the model stand: a cross-fade of the given frames; both warped by optical flow to the time
+in question and blended (Super SloMo's approximation of the flow from there, Jiang et al. 2018, eq. 4, with OpenCV's
+Farnebäck and DIS flow); and, as the ceiling of the model, the real frames through its autoencoder. `frames.png` shows
+them; `results.json` is printed too.
 """
 
 from __future__ import annotations

@@ -82,7 +82,10 @@ def test_frames_times_and_a_rate_that_is_no_whole_number(tmp_path: Path) -> None
     assert again.rate == pytest.approx(RATE, rel=0.07)  # eight gaps and the last frame
 
 
-@pytest.mark.parametrize(("name", "codec", "kept"), [("a.mp4", "aac", "aac"), ("a.webm", "libopus", "opus"), ("a.mkv", "pcm_s16le", "aac")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "codec", "kept"),
+    [("a.mp4", "aac", "aac"), ("a.webm", "libopus", "opus"), ("a.mkv", "pcm_s16le", "aac")],
+)
 def test_sound_is_copied_or_made_aac(tmp_path: Path, name: str, codec: str, kept: str) -> None:
     video = open_timed(with_sound(tmp_path / name, codec))
     assert video.has_sound

@@ -131,12 +131,11 @@ def find_sources(wanted: Wanted, sampling: Sampling) -> list[Source]:
 
 def is_video(path: Path, alone: bool) -> bool:
     """Whether an input is a clip: a video file, or the only input and an animation."""
-    from svdcli.io.animation import is_animation_format
-    from svdcli.io.images import SUFFIXES
+    from svdcli.io.images import SUFFIXES, is_animated
 
     if not path.is_file():
         return False
-    return path.suffix.lower() not in SUFFIXES or (alone and is_animation_format(path))
+    return path.suffix.lower() not in SUFFIXES or (alone and is_animated(path))
 
 
 def plan_of(wanted: Wanted, files: BundleFiles, sampling: Sampling, sources: Sequence[Source]) -> Planner:

@@ -54,6 +54,7 @@ DAMAGED = (
     zlib.error,
     Image.DecompressionBombError,  # a frame inside that claims to be huge
 )
+ANIMATIONS = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -85,7 +86,7 @@ def read_picture(path: str | Path, background: tuple[float, float, float] = (1.0
         with image:
             _check_size(file, image.size)
             try:
-                if getattr(image, "is_animated", False) and image.format in {"GIF", "WEBP", "PNG", "AVIF"}:
+                if getattr(image, "is_animated", False) and image.format in ANIMATIONS:
                     notes.append(f"{file.name} is an animation: its first frame is used.")
                 with muted_stderr() if image.format == "TIFF" else nullcontext():
                     image.load()
@@ -102,6 +103,16 @@ def read_picture(path: str | Path, background: tuple[float, float, float] = (1.0
     else:
         alpha = None
     return Picture(np.ascontiguousarray(pixels, np.float32).clip(0, 1), file, tuple(notes), alpha)
+
+
+def is_animated(path: Path) -> bool:
+    """Whether a file is a picture that moves: several frames in a gif, webp, apng or avif."""
+    with quiet():
+        try:
+            with Image.open(path) as image:
+                return bool(getattr(image, "is_animated", False)) and image.format in ANIMATIONS
+        except DAMAGED:
+            return False
 
 
 def find_pictures(patterns: Sequence[str | Path]) -> list[Path]:

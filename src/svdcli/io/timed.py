@@ -159,7 +159,8 @@ class Sound:
             self.stream = container.add_stream_from_template(track)
         else:
             self.stream = container.add_stream("aac", rate=track.codec_context.sample_rate)
-            self.stream.layout = track.codec_context.layout
+            layout = track.codec_context.layout  # of plain samples it is often not said
+            self.stream.layout = {1: "mono", 2: "stereo"}.get(layout.nb_channels, layout)
         self.packets = source.demux(track)
         picture = source.streams.video[0]
         self.begin = float((picture.start_time or 0) * picture.time_base)
