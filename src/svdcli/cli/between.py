@@ -76,7 +76,7 @@ def sample_between(wanted: Wanted) -> None:
         raise UsageError("a clip with given frames is no latents", "Choose mp4, gif, webp or png.")
     files = open_bundle(wanted.bundle)
     require_interpolation(files)
-    sampling = choose_sampling(files, None, dict(wanted.sampling))
+    sampling = replace(choose_sampling(files, None, dict(wanted.sampling)), window=None)
     if sampling.num_frames < 3:
         raise UsageError("--frames counts the two given frames too", "Give 3 or more; 5 is usual.")
     sources = find_sources(wanted, sampling)
