@@ -173,12 +173,13 @@ def main() -> None:
     changes = dict(change.split("=", 1) for change in wanted.set)
     sampling = replace(sampling, **{k: type(getattr(sampling, k))(v) for k, v in changes.items()})
     residence = Residence(files, "high", torch.device("cpu"), torch.float32)
-    fill = Filler(residence, sampling, seed=0)
+    fill, plain = (Filler(residence, sampling, seed=0, carry=carry) for carry in (True, False))
     methods: dict[str, Method] = {
         "blend": blend,
         "flow (Farnebäck)": by_flow(farneback),
         "flow (DIS)": by_flow(dis),
         "model": lambda frames: fill(frames[[0, -1]][None], 0)[0],
+        "model without carried detail": lambda frames: plain(frames[[0, -1]][None], 0)[0],
         "autoencoder": through_autoencoder(residence),
     }
     windows = windows_of(

@@ -294,6 +294,20 @@ def test_given_frames_stay_and_pairs_do_not_mind_each_other(residence: Residence
     assert len({frame.tobytes() for frame, _ in together}) == 13
 
 
+def test_detail_is_carried_from_the_given_frames() -> None:
+    """What lies still keeps all of it; in between it fades from one to the other."""
+    ends, decoded = torch.rand(1, 2, 3, 8, 8), torch.rand(1, 5, 3, 8, 8)
+    found = engine.with_detail(decoded, ends)
+    torch.testing.assert_close(found[:, [0, -1]], ends)
+    lost = ends - decoded[:, [0, -1]]
+    torch.testing.assert_close(found[:, 2] - decoded[:, 2], lost.mean(1))
+    still = torch.rand(1, 1, 3, 8, 8)
+    soft = still.expand(1, 5, 3, 8, 8) * 0.5
+    torch.testing.assert_close(
+        engine.with_detail(soft, still.expand(1, 2, 3, 8, 8)), still.expand(1, 5, 3, 8, 8)
+    )
+
+
 def test_windows_hold_no_more_than_their_pairs() -> None:
     """However long the clip, few frames are alive at once."""
     taken = given = most = 0

@@ -28,19 +28,31 @@ def interpolate(
     seeds: list[int],
     sampling: Sampling,
     on_step: Callable[[StepInfo], None] | None = None,
+    carry: bool = True,
 ) -> Frames:
     """Pairs of frames (B, 2, H, W, 3), a motion bucket and a seed each -> the frames between (B, T - 2, H, W, 3).
 
     T is `sampling.num_frames`, and `sampling.fps` the rate of the result. A pair's frames depend on the pair, its bucket, its
-    seed and `sampling`, not on the others in the batch.
+    seed and `sampling`, not on the others in the batch. `carry`: see `with_detail`.
     """
     pixels = to_pixels(pairs)
     conditioning = condition_pairs(residence, pixels, buckets, seeds, sampling)
     latents = denoise(residence, conditioning, seeds, sampling, on_step)
     with residence.use("vae") as vae:
         scaled = latents.to(residence.device, dtype_of(vae.decoder)) / vae.config.scaling_factor
-        decoded = torch.cat([vae.decode(clip[None]) for clip in scaled]).float()
-    return to_frames(decoded[:, 1:-1])
+        decoded = torch.cat([vae.decode(clip[None]) for clip in scaled]).float().cpu()
+    return to_frames((with_detail(decoded, pixels) if carry else decoded)[:, 1:-1])
+
+
+def with_detail(decoded: Tensor, ends: Tensor) -> Tensor:
+    """Decoded clips (B, T, 3, H, W) with what the given frames (B, 2, 3, H, W) have beyond their own decoded selves.
+
+    That fades from the first frame's to the last one's. It is what the autoencoder loses: without it a clip would grow soft between
+    any two given frames and sharp at them.
+    """
+    lost = ends - decoded[:, [0, -1]]
+    share = torch.linspace(0, 1, decoded.shape[1])[:, None, None, None]
+    return decoded + torch.lerp(lost[:, :1], lost[:, 1:], share)
 
 
 @torch.inference_mode()
