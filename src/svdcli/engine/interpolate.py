@@ -47,8 +47,8 @@ def interpolate(
 def with_detail(decoded: Tensor, ends: Tensor) -> Tensor:
     """Decoded clips (B, T, 3, H, W) with what the given frames (B, 2, 3, H, W) have beyond their own decoded selves.
 
-    That fades from the first frame's to the last one's. It is what the autoencoder loses: without it a clip would grow soft between
-    any two given frames and sharp at them.
+    That fades from the first frame's to the last one's. It is what the autoencoder loses: without it a clip would be soft between
+    given frames and sharp at them.
     """
     lost = ends - decoded[:, [0, -1]]
     share = torch.linspace(0, 1, decoded.shape[1])[:, None, None, None]
