@@ -177,7 +177,9 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_passes(path: Path) -> None:
     recipe = load_recipe(path)
-    assert f"svd train recipes/{path.relative_to(RECIPES)}" in path.read_text()  # opens with its command
+    finetunes = path.parent.name == "finetune"
+    command = f"svd finetune {path.stem} " if finetunes else f"svd train recipes/{path.relative_to(RECIPES)}"
+    assert command in path.read_text()  # opens with its command
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
