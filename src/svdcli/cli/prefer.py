@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from svdcli.cli.console import out, table
-from svdcli.errors import UsageError
+from svdcli.cli.eval_clips import count_videos, named_folders
 
 
 class Axis(StrEnum):
@@ -59,11 +59,11 @@ def plan(
     from svdcli.io.images import find_pictures
     from svdcli.io.manifest import read_manifest
 
-    folders = _named_folders(models)
+    folders = named_folders(models)
     texts = {name: str(text) for name, text in read_manifest(prompts).items()} if prompts else {}
     by_name = {path.stem: path for path in find_pictures([pictures])} if pictures else {}
     axes = [chosen.value for chosen in axis or [Axis.quality]]
-    with out.progress("blinding", total=_count_videos(folders)) as bar:
+    with out.progress("blinding", total=count_videos(folders)) as bar:
         made = plan_study(folders, study, axes, votes, texts, by_name, seed, title, bar.advance)
     for note in made.notes:
         out.warn(note)
@@ -129,7 +129,7 @@ def rank(
     from svdcli.evaluate.prefer.rank import rank_study
     from svdcli.evaluate.prefer.study import load_study
     from svdcli.evaluate.prefer.votes import VoteStore
-    from svdcli.io.manifest import write_manifest
+    from svdcli.evaluate.results import save_result
 
     loaded = load_study(study)
     store = VoteStore(study, loaded)
@@ -139,7 +139,7 @@ def rank(
     for rater, checks in result["raters_excluded"].items():
         out.warn(f"{rater} failed {checks['failed']} of {checks['seen']} attention checks and does not count")
     if out_file is not None:
-        write_manifest(out_file, _finite(result))
+        save_result(out_file, result)
     out.result(result, _ranking_lines(result))
 
 
@@ -177,26 +177,6 @@ def import_(
 # ---- parts
 
 
-def _named_folders(models: list[str]) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
-    for given in models:
-        name, separator, folder = given.rpartition("=")
-        path = Path(folder if separator else given)
-        key = name if separator else path.resolve().name
-        if not key or key in folders:
-            raise UsageError(
-                f"Two models are called {key!r}.", "Name them: plan STUDY ours=runs/a theirs=runs/b"
-            )
-        folders[key] = path
-    return folders
-
-
-def _count_videos(folders: dict[str, Path]) -> int:
-    from svdcli.evaluate.videos import pair_videos
-
-    return len(pair_videos(list(folders.values()))[0]) * len(folders)
-
-
 def _ranking_lines(result: dict[str, Any]) -> list[str]:
     lines, shown = [], dict(result["axes"])
     if len(shown) > 1:
@@ -225,16 +205,3 @@ def _verdict(pair: dict[str, Any]) -> str:
     if pair["more_votes"] == float("inf"):
         return "no difference in sight"
     return f"not separated: about {pair['more_votes']} more votes in all would do it"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return (
-        None
-        if isinstance(value, float) and value in (float("inf"), float("-inf")) or value != value
-        else value
-    )
