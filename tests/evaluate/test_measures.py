@@ -65,14 +65,8 @@ def test_a_still_clip_is_steady_and_does_not_move() -> None:
     still = np.repeat(texture()[None], 8, 0)
     row = measure_clip(Seen(still, 8.0, still[0] / 255.0), tuple(MEASURES))
     assert set(row) == set(MEASURES)
-    assert (
-        row["motion"]
-        == row["dynamic_degree"]
-        == row["flicker"]
-        == row["colour_drift"]
-        == row["warp_error"]
-        == 0
-    )
+    assert row["motion"] == row["dynamic_degree"] == row["flicker"] == row["colour_drift"] == 0
+    assert row["warp_error"] < 1e-3
     assert row["temporal_flickering"] == row["sharpness_kept"] == 1
     assert row["first_frame_psnr"] > 100 and row["first_frame_ssim"] == pytest.approx(1)
 
