@@ -109,8 +109,9 @@ def test_motion_against_what_was_asked(run: Run) -> None:
     assert result["num_groups"] == 2 and result["mean_of_spearman"] > 0.9
     assert [point["bucket"] for point in result["curve"]] == [30, 127, 250]
     Path("labels.json").write_text('{"clip01": "pan-left", "clip02": "horizontal", "clip00": "zoom-in"}')
-    code, stdout, _ = run("motion", "made", "--labels", "labels.json", "--bundle", "nano")
-    assert code == 0 and "measured bucket" in stdout and "camera moves right: 67% of 3" in stdout
+    code, stdout, stderr = run("motion", "made", "--labels", "labels.json", "--bundle", "nano")
+    assert code == 0, stderr
+    assert "measured bucket" in stdout and "camera moves right: 67% of 3" in stdout
 
 
 def test_faithful_and_flicker(run: Run) -> None:

@@ -232,7 +232,7 @@ def _calibration(bundle: str | None, clips: list[Manifested]) -> MotionCalibrati
         return None
     if not knots:
         out.warn(f"{reference} has no motion calibration, so only ranks can be compared")
-    return MotionCalibration.from_list(knots) if knots else None
+    return MotionCalibration.from_knots(knots) if knots else None
 
 
 def _camera(clips: list[Manifested], labels: dict[str, str]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ KIND = "svd-eval-compare"
 MOST_EMBEDDED = 32 * 2**20
 """bytes of video within the page; further ones are linked where they lie"""
 MOST_ROWS = 40
+FEWEST_PAIRS = 6
+"""Of fewer, all could have one sign by chance once in 16 times or oftener: no gap is called better or worse."""
 SHOWN = ("motion", "flicker", "first_frame_psnr")
 """measures under each video"""
 
@@ -66,7 +68,7 @@ def deltas(
 ) -> dict[str, dict[str, Any]]:
     """Mean of other - first over videos of one name, with its 95 % interval (bootstrap over the pairs).
 
-    `better`: 1 or -1 where the interval leaves out 0 and the measure has a good direction, else 0.
+    `better`: 1 or -1 where the interval leaves out 0, there are FEWEST_PAIRS, and the measure has a good direction, else 0.
     """
     rng, found = np.random.default_rng(0), {}
     for name, measure in MEASURES.items():
@@ -77,7 +79,7 @@ def deltas(
             continue
         draws = gaps[rng.integers(0, len(gaps), (num_draws, len(gaps)))].mean(1)
         low, high = np.percentile(draws, [2.5, 97.5])
-        sure = int(np.sign(gaps.mean())) if low > 0 or high < 0 else 0
+        sure = int(np.sign(gaps.mean())) if len(gaps) >= FEWEST_PAIRS and (low > 0 or high < 0) else 0
         found[name] = {
             "mean": float(gaps.mean()),
             "low": float(low),
