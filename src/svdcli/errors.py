@@ -40,3 +40,9 @@ class MachineError(SvdError):
     """This machine lacks device, memory or disk (exit 5)."""
 
     exit_code = 5
+
+
+class ThresholdError(SvdError):
+    """What was measured is past a threshold that the user has set (exit 6)."""
+
+    exit_code = 6

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import rankdata
 
 from svdcli.data.dataset import find_videos
 from svdcli.data.footage import is_held_out
@@ -31,9 +30,12 @@ from svdcli.engine.generate import Sampling, decode, generate
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.memory import Residence
 from svdcli.errors import SvdError
-from svdcli.evaluate.frames import first_frame_psnr, flicker, psnr, sharpness
-from svdcli.evaluate.frechet import frechet_distance, kernel_distance, video_features
+from svdcli.evaluate.frames import first_frame_psnr, psnr
+from svdcli.evaluate.frechet import frechet_distance, kernel_distance, kernel_estimate, video_features
+from svdcli.evaluate.fvd import real_floor
 from svdcli.evaluate.i3d import load_i3d
+from svdcli.evaluate.measures import Seen, measure_clip, summarise
+from svdcli.evaluate.motion_response import Asked, motion_response
 from svdcli.io.images import write_png
 from svdcli.io.sheet import contact_sheet
 from svdcli.io.video import write_video
@@ -149,31 +151,11 @@ def measure_fidelity(maker: Maker, chosen: list[Window], stills: dict[str, Clip]
 
 
 def measure_motion(maker: Maker, chosen: list[Window]) -> dict[str, Any]:
-    """How optical-flow motion follows the bucket. Three readings of one table of scores (pictures, buckets).
-
-    `mean_of_spearman`: rank correlation of bucket and score within each picture, averaged over pictures. `spearman_of_mean`: of
-    bucket and the score averaged over pictures (four points). `pooled`: over all points at once, so that pictures which move
-    more at every bucket count against it.
-    """
-    table = np.array([[motion_score(maker.clip(w, b), maker.sampling.fps) for b in BUCKETS] for w in chosen])
-    each = [spearman(BUCKETS, row) for row in table]
-    return {
-        "buckets": list(BUCKETS),
-        "mean_score": table.mean(0).tolist(),
-        "median_score": np.median(table, axis=0).tolist(),
-        "mean_of_spearman": float(np.mean(each)),
-        "spearman_of_mean": spearman(BUCKETS, table.mean(0)),
-        "pooled": spearman(np.tile(BUCKETS, len(table)), table.ravel()),
-        "by_picture": {w.name: row.tolist() for w, row in zip(chosen, table, strict=True)},
-    }
-
-
-def spearman(a: Sequence[float] | npt.NDArray[Any], b: Sequence[float] | npt.NDArray[Any]) -> float:
-    """Spearman's rank correlation, ties sharing their mean rank; 0 where one side does not vary."""
-    ranks = rankdata(a), rankdata(b)
-    if min(r.std() for r in ranks) == 0:
-        return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    """How optical-flow motion follows the bucket: the curve, and rank correlations within pictures and over all."""
+    fps = maker.sampling.fps
+    table = {(w.name, b): motion_score(maker.clip(w, b), fps) for w in chosen for b in BUCKETS}
+    result = motion_response(Asked(name, bucket, score) for (name, bucket), score in table.items())
+    return result | {"by_picture": {w.name: [table[w.name, b] for b in BUCKETS] for w in chosen}}
 
 
 def measure_distances(
@@ -202,6 +184,8 @@ def measure_distances(
     result: dict[str, Any] = {"num_clips": len(windows)}
     result["frechet"] = {name: frechet_distance(f, real) for name, f in features.items()}
     result["kernel"] = {name: kernel_distance(f, real) for name, f in features.items()}
+    result["kernel_intervals"] = {name: kernel_estimate(f, real).to_dict() for name, f in features.items()}
+    result["floor"] = real_floor(real, features["generated"])
     if len(windows) >= 8:
         result["halves"] = compare_halves(real, features)
     return result
@@ -220,19 +204,13 @@ def compare_halves(real: npt.NDArray[Any], features: dict[str, npt.NDArray[Any]]
 
 
 def describe_clips(maker: Maker, windows: list[Window]) -> dict[str, Any]:
-    """Motion, flicker and detail, first and last frame, of generated clips at the usual bucket and of real ones."""
-
-    def means(clips: list[Clip]) -> dict[str, float]:
-        return {
-            "motion": float(np.mean([motion_score(c, maker.sampling.fps) for c in clips])),
-            "flicker": float(np.mean([flicker(c) for c in clips])),
-            "sharpness_first": float(np.mean([sharpness(c[:1]) for c in clips])),
-            "sharpness_last": float(np.mean([sharpness(c[-1:]) for c in clips])),
-        }
-
+    """What `svd eval flicker` measures, of generated clips at the usual bucket and of real ones, as means with intervals."""
+    fps = maker.sampling.fps
+    names = ("motion", "dynamic_degree", "temporal_flickering", "flicker", "colour_drift", "sharpness_kept")
+    sets = {"generated": [maker.clip(w, USUAL) for w in windows], "real": [w.frames for w in windows]}
     return {
-        "generated": means([maker.clip(w, USUAL) for w in windows]),
-        "real": means([w.frames for w in windows]),
+        kind: summarise({str(i): measure_clip(Seen(clip, fps), names) for i, clip in enumerate(clips)})
+        for kind, clips in sets.items()
     }
 
 
@@ -357,7 +335,7 @@ def print_summary(results: dict[str, Any]) -> None:
         f"first frame / its reconstruction   {fidelity['first_frame_db']:.2f} / "
         f"{fidelity['reconstruction_of_that_picture_db']:.2f} dB"
     )
-    scores = "  ".join(f"{b}: {s:.3f}" for b, s in zip(motion["buckets"], motion["mean_score"], strict=True))
+    scores = "  ".join(f"{p['bucket']:g}: {p['mean_score']:.3f}" for p in motion["curve"])
     print(f"motion by bucket                   {scores}")
     print(
         f"Spearman                           mean of pictures {motion['mean_of_spearman']:.2f}, "

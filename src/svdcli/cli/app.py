@@ -10,7 +10,8 @@ To add a command, write `cli/<name>.py` and put its name into COMMANDS. The modu
   `out.result`, talks through `out.say` and `out.progress`, and raises an SvdError. Its signature leaves out
   `--json`, `--quiet` and `--debug`: every command is given them here.
 
-Exit codes: 0 done, 1 our bug, 2 usage, 3 recipe, 4 input, 5 machine, 130 interrupted, 141 stdout closed.
+Exit codes: 0 done, 1 our bug, 2 usage, 3 recipe, 4 input, 5 machine, 6 past a threshold, 130 interrupted, 141 stdout
+closed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ from svdcli import __version__
 from svdcli.cli.console import out
 from svdcli.errors import MachineError, SvdError
 
-COMMANDS = ("sample", "train", "finetune", "recipes", "models", "doctor")  # in the order of `svd --help`
+COMMANDS = (
+    "sample",
+    "train",
+    "finetune",
+    "eval",
+    "recipes",
+    "models",
+    "doctor",
+)  # in the order of `svd --help`
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 READER_LEFT = 141  # 128 + SIGPIPE

@@ -1,6 +1,13 @@
-"""Numbers about videos: feature-space distances between sets, and frame measures of one clip.
+"""How good videos are: measures, protocols, comparisons, and what people prefer. What `svd eval` runs.
 
-Here are the measures only. Which clips are compared, and with which protocol, is the caller's affair; no
-number here is comparable with a paper unless features, frame count, frame rate, size and sample count are the
-paper's.
+    frechet.py, i3d.py, networks.py    distances between sets, and the features that they are measured in
+    protocols.py, features.py, fvd.py, explain.py    FVD as a whole: which clips, kept features, the result, what compares
+    frames.py, measures.py, motion_response.py, camera_class.py    one clip: steadiness, fidelity, motion asked and measured
+    similarity.py, lpips.py, clip_similarity.py, orbits.py, views.py    novel views against true ones
+    geometry.py    clouds and meshes against true ones
+    compare.py, results.py    several models side by side; thresholds
+    prefer/    the human study: plan, page, votes, ratings
+    rank.py    the best of several clips of one picture (`svd sample --rank`)
+
+No figure here is comparable with a paper's unless protocol, network and number of videos are the paper's; results say so.
 """

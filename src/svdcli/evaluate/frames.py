@@ -119,6 +119,8 @@ def _consistent(forward: npt.NDArray[np.float32], backward: npt.NDArray[np.float
 def _unit(values: Frames) -> npt.NDArray[np.float32]:
     """To float32 in [0, 1]: half of what float64 takes, and a clip may be large."""
     scaled = np.asarray(values, dtype=np.float32)
+    if values.dtype != np.uint8 and not np.isfinite(scaled).all():
+        raise InputError("A frame holds values that are not finite.", "Look for what made them NaN.")
     return scaled / np.float32(255) if values.dtype == np.uint8 else scaled
 
 
