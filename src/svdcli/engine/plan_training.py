@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from svdcli.engine.adam import BLOCK, SMALLEST
+from svdcli.engine.adapter import adapt
 from svdcli.engine.cost import Cost, count
 from svdcli.engine.launch import processes
 from svdcli.engine.optim import HALF, freeze, is_temporal, settle_frozen
@@ -121,6 +122,7 @@ def _prepare(drawn: Sketch, recipe: Recipe) -> nn.Module:
     """The trained network as `train.prepare` makes it."""
     network = drawn.trained.network
     freeze(network, recipe.optim.freeze)
+    adapt(network, recipe)
     settle_frozen(network, "32-true" if recipe.machine.strategy == "fsdp" else recipe.machine.precision)
     recompute_blocks(network, recipe.machine.checkpoint_share)
     return network

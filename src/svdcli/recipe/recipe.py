@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from svdcli.recipe.adapter import Lora
 from svdcli.recipe.reading import parse, read_tree
 from svdcli.recipe.section import Fraction, Momentum, Positive, Section, Side, Width
 from svdcli.recipe.tasks import ImageToVideoTask, TextToImageTask, TextToVideoTask, VAETask
@@ -21,6 +22,10 @@ class Data(Section):
     """a folder of videos and of folders of numbered frames, or a folder or URL of shards with their index"""
     exclude: tuple[str, ...] = ()
     """file name patterns that are left out altogether"""
+    include: tuple[str, ...] = ()
+    """file name patterns of which a clip must match one; absent: all do"""
+    camera: str | None = None
+    """the camera class that clips must have in the index of their shards, such as pan_left; absent: any"""
     held_out: tuple[str, ...] = ()
     """file name patterns that are kept for evaluation only"""
     held_out_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -164,6 +169,22 @@ class Recipe(Section):
     optim: Optim
     run: Run
     machine: Machine = Machine()
+    adapter: Lora | None = None
+    """what trains beside the frozen weights of task.start; absent: all of the network trains"""
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> Recipe:
+        if self.adapter is None:
+            return self
+        if isinstance(self.task, VAETask):
+            raise ValueError("an adapter is of a diffusion task; an autoencoder trains whole")
+        if self.task.start is None:
+            raise ValueError("an adapter needs task.start, the bundle whose weights it adapts")
+        if self.optim.freeze != "none":
+            raise ValueError("with an adapter all else is frozen: leave out optim.freeze")
+        if self.machine.strategy in ("fsdp", "deepspeed"):
+            raise ValueError("an adapter is small: train it with machine.strategy auto or ddp")
+        return self
 
     @model_validator(mode="after")
     def _check_strategy(self) -> Recipe:

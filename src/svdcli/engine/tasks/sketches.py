@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svdcli.engine.tasks.parts import as_reference
 from svdcli.errors import RecipeError
+from svdcli.model import hub
 from svdcli.model.bundle import open_bundle
 from svdcli.model.discriminator import PatchDiscriminator
 from svdcli.model.inflate import video_config
@@ -175,6 +177,8 @@ class _Latents:
 def vae_config(source: Path) -> VAEConfig:
     """Of the autoencoder that lies there, or else SVD's."""
     file = source / "vae" / "config.json"
+    if not file.is_file() and (known := hub.locate(str(source))):
+        return VAEConfig.from_dict(open_bundle(known.path).configs["vae"])
     return (
         VAEConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else VAEConfig()
     )
@@ -182,9 +186,9 @@ def vae_config(source: Path) -> VAEConfig:
 
 def _bundle_part(bundle: Path | None, name: str) -> Any | None:
     """A part of a bundle, without weights, where it lies at that path and has the part."""
-    if bundle is None or not bundle.is_dir():
+    if bundle is None or not (bundle.is_dir() or hub.locate(str(bundle))):
         return None
-    files = open_bundle(bundle)
+    files = open_bundle(as_reference(bundle))
     return files.build(name) if name in files.configs else None
 
 
