@@ -15,11 +15,13 @@ from svdcli.cli.choices import (
     DeviceOption,
     Fit,
     Kind,
+    LoraOption,
     OverlapOption,
     OverwriteOption,
     PrecisionOption,
     Sampler,
     Vram,
+    add_loras,
     check_folders,
     check_new,
     check_number,
@@ -65,6 +67,7 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help=HELP_PROMPT)] = None,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What a prompt's guidance leads away from.")] = "",
     bundle: Annotated[str | None, typer.Option("--bundle", "-b", metavar="REF", help=HELP_BUNDLE)] = None,
+    lora: LoraOption = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help=HELP_OUTPUT)] = None,
     kind: Annotated[Kind | None, typer.Option("--format", help="Else by the suffix of --output, or mp4.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of the clip; else the bundle's own.")] = None,
@@ -110,6 +113,7 @@ def sample(
 
     files = open_bundle(bundle)
     files.require_task(*(("t2v", "image") if prompt else ("i2v",)))
+    files = add_loras(files, lora or [])
     sampling = choose_sampling(files, size, {
         "num_frames": frames, "window": window, "fps": fps, "motion_bucket": motion, "augment": augment, "num_steps": steps,
         "sampler": sampler and sampler.value, "schedule": schedule, "guidance": guidance, "s_churn": churn,

@@ -209,7 +209,8 @@ def _shard_split(data: Data, table: Any) -> tuple[np.ndarray, np.ndarray]:
     left = np.array([_wanted(data, *pair) for pair in names])
     if not left.any():
         raise InputError(
-            f"data.exclude and data.include leave none of {len(names)} clips in {data.location}.", "Leave more."
+            f"data.exclude and data.include leave none of {len(names)} clips in {data.location}.",
+            "Leave more.",
         )
     left &= _filmed(data, table)
     apart = np.array([_apart(data, key, source) for key, source in names])
@@ -231,7 +232,8 @@ def _filmed(data: Data, table: Any) -> np.ndarray:
     if not found.any():
         known = ", ".join(sorted({str(value) for value in classes if value}))
         raise InputError(
-            f"No clip in {data.location} has the camera class {data.camera!r}.", f"There are {known or 'none at all'}."
+            f"No clip in {data.location} has the camera class {data.camera!r}.",
+            f"There are {known or 'none at all'}.",
         )
     return found
 

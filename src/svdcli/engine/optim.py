@@ -54,7 +54,9 @@ def settle_frozen(network: nn.Module, precision: str) -> None:
     dtype = HALF.get(precision)
     for part in network.modules():
         trains = [p.requires_grad for p in part.parameters()]
-        if not (isinstance(part, UNet) and not all(trains) or isinstance(part, ImageEncoder) and not any(trains)):
+        if not (
+            isinstance(part, UNet) and not all(trains) or isinstance(part, ImageEncoder) and not any(trains)
+        ):
             continue
         for name, parameter in part.named_parameters():
             # The last convolution over time is multiplied by its gain first, in float32; places are added to tokens.

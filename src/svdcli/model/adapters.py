@@ -36,7 +36,9 @@ def require_peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise MachineError("Adapters need peft, which is not installed.", "pip install 'svdcli[lora]'") from error
+        raise MachineError(
+            "Adapters need peft, which is not installed.", "pip install 'svdcli[lora]'"
+        ) from error
     return peft
 
 

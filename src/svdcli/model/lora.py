@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from svdcli.errors import InputError, UsageError
 from svdcli.io.files import atomic_path
 from svdcli.model import layouts
-from svdcli.model.weights import MappedWeights, Source, ToWrite, some, write_weights
+from svdcli.model.weights import MappedWeights, Source, ToWrite, read_header, some, write_weights
 
 if TYPE_CHECKING:
     from svdcli.model.bundle import BundleFiles
@@ -32,6 +32,7 @@ METADATA = "svdcli_lora"
 """Key of the file's metadata with what we know of it; other tools ignore it."""
 PEFT_METADATA = "lora_adapter_metadata"
 """Where diffusers keeps PEFT's configuration."""
+PEFT_WEIGHTS = "adapter_model.safetensors"
 COMFY = "lora_unet_"
 LEAVES = {
     "lora_A.weight": "down",
@@ -151,19 +152,25 @@ class LoraFile:
         ]
         if wrong:
             raise InputError(
-                f"{self.path.name} is a LoRA of another model than {files.name}: {some(wrong)}.", self._made_for()
+                f"{self.path.name} is a LoRA of another model than {files.name}: {some(wrong)}.",
+                self._made_for(),
             )
         return fitted
 
     def _made_for(self) -> str:
-        return f"It was trained on {self.info.base}." if self.info.base else "Take the bundle that it was trained on."
+        return (
+            f"It was trained on {self.info.base}."
+            if self.info.base
+            else "Take the bundle that it was trained on."
+        )
 
 
 def read_lora(path: Path) -> LoraFile:
-    """A LoRA file of svd, diffusers, PEFT or ComfyUI.
+    """A LoRA file of svd, diffusers or ComfyUI, or the folder of an adapter of PEFT's.
 
     Raises InputError where it is missing, a pickle, cut short or damaged, or holds what is no LoRA of a UNet.
     """
+    path = path / PEFT_WEIGHTS if (path / PEFT_WEIGHTS).is_file() else path
     stored = MappedWeights(path)
     parts: dict[str, dict[str, Tensor]] = {}
     strange, layout = [], "diffusers"
@@ -177,13 +184,27 @@ def read_lora(path: Path) -> LoraFile:
         stem = key.removeprefix(prefix).removesuffix(f".{leaf}")
         parts.setdefault(stem, {})[LEAVES[leaf]] = stored.tensor(key).clone()
     if strange or not parts:
-        what = f"holds {len(strange)} tensors that are no part of a LoRA: {some(strange)}" if strange else "is empty"
+        what = (
+            f"holds {len(strange)} tensors that are no part of a LoRA: {some(strange)}"
+            if strange
+            else "is empty"
+        )
         raise InputError(f"{path.name} {what}.", f"{_AGAIN} svd reads LoRA and DoRA.")
     saved = _json(stored.metadata.get(METADATA, ""))
     known = {name: str(saved[name]) for name in LoraInfo.__dataclass_fields__ if name in saved}
     config = _peft_config(path, stored.metadata)
     changes = {stem: _change(path, stem, part, config) for stem, part in parts.items()}
     return LoraFile(path, changes, layout, LoraInfo(**known))
+
+
+def is_lora(path: Path) -> bool:
+    """Whether a LoRA lies there, by its first key alone. Raises InputError where the file is no sound safetensors file."""
+    if (path / PEFT_WEIGHTS).is_file():
+        return True
+    if not path.is_file() or path.suffix != ".safetensors":
+        return False
+    keys, _ = read_header(path)
+    return any(key.endswith(f".{leaf}") for key in list(keys)[:1] for leaf in LEAVES)
 
 
 def _change(path: Path, stem: str, part: Mapping[str, Tensor], config: Mapping[str, Any]) -> Change:
@@ -201,7 +222,11 @@ def _change(path: Path, stem: str, part: Mapping[str, Tensor], config: Mapping[s
 def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's configuration, from the file's metadata or the adapter_config.json beside it."""
     config = _json(metadata.get(PEFT_METADATA, ""))
-    if not config and path.name == "adapter_model.safetensors" and (beside := path.with_name("adapter_config.json")).is_file():
+    if (
+        not config
+        and path.name == PEFT_WEIGHTS
+        and (beside := path.with_name("adapter_config.json")).is_file()
+    ):
         config = _json(beside.read_text(encoding="utf-8", errors="replace"))
     return {key.removeprefix("unet."): value for key, value in config.items()}
 
@@ -243,7 +268,12 @@ class Lora:
 
     def describe(self) -> dict[str, Any]:
         """For a manifest."""
-        return {"path": str(self.file.path), "strength": self.strength, "kind": self.file.kind, "ranks": self.file.ranks}
+        return {
+            "path": str(self.file.path),
+            "strength": self.strength,
+            "kind": self.file.kind,
+            "ranks": self.file.ranks,
+        }
 
 
 def open_lora(path: Path, strength: float, files: BundleFiles) -> Lora:
@@ -307,7 +337,11 @@ def merge(unet: nn.Module, loras: Sequence[Lora]) -> Callable[[], None]:
 
 
 def save_diffusers(
-    path: Path, changes: Mapping[str, Change], config: Mapping[str, Any], info: LoraInfo, dtype: torch.dtype | None = None
+    path: Path,
+    changes: Mapping[str, Change],
+    config: Mapping[str, Any],
+    info: LoraInfo,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a LoRA in the names of diffusers and PEFT, whole or not at all.
 
@@ -320,11 +354,17 @@ def save_diffusers(
         if change.magnitude is not None:
             tensors[f"unet.{module}.lora_magnitude_vector"] = change.magnitude
     saved = {f"unet.{key}": value for key, value in config.items()}
-    _write(path, tensors, dtype, {PEFT_METADATA: json.dumps(saved, sort_keys=True), METADATA: _info_text(info)})
+    _write(
+        path, tensors, dtype, {PEFT_METADATA: json.dumps(saved, sort_keys=True), METADATA: _info_text(info)}
+    )
 
 
 def save_comfyui(
-    path: Path, changes: Mapping[str, Change], config: Mapping[str, Any], info: LoraInfo, dtype: torch.dtype | None = None
+    path: Path,
+    changes: Mapping[str, Change],
+    config: Mapping[str, Any],
+    info: LoraInfo,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a LoRA in ComfyUI's names (its `model_lora_keys_unet`): those of the single file, with underscores.
 
@@ -350,7 +390,9 @@ def _info_text(info: LoraInfo) -> str:
     return json.dumps({key: value for key, value in vars(info).items() if value}, sort_keys=True)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
+def _write(
+    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, metadata: Mapping[str, str]
+) -> None:
     entries = {n: ToWrite(tuple(t.shape), dtype or t.dtype, partial(_same, t)) for n, t in tensors.items()}
     with atomic_path(path) as temporary:
         write_weights(temporary, entries, metadata)
