@@ -35,8 +35,8 @@ SIZE = (256, 144)
 NUM_CLIPS, NUM_HELD_OUT, NUM_FRAMES, FPS = 120, 6, 20, 7.0
 LEFT = np.pi
 """Angle of a view that moves left, see `svdcli.data.camera.move`."""
-NUM_SAMPLES, LENGTH = 20, 14
-STRENGTHS = (0.0, 0.5, 1.0)
+NUM_SAMPLES, LENGTH = 12, 14
+STRENGTHS = (0.0, 1.0)
 
 
 def stills(folder: Path, held_out: bool) -> list[Frames]:
@@ -96,7 +96,7 @@ def measure(videos: Path, work: Path) -> None:
     from svdcli.io.images import write_png
     from svdcli.io.sheet import contact_sheet
 
-    pictures = stills(videos, held_out=True)[:NUM_SAMPLES]
+    pictures = stills(videos, held_out=True)[::2][:NUM_SAMPLES]
     made = samples(pictures, dict.fromkeys(STRENGTHS, str(work / "run" / "lora.safetensors")))
     table = {}
     for strength, clips in made.items():

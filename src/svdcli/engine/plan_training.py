@@ -102,6 +102,8 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
         "activations": max(cost.activation_bytes for cost in costs.values()),
         "batch": longest.batch_bytes,
     }
+    if kept := max(cost.host_bytes for cost in costs.values()):
+        host["activations"] = kept
     clips = run.batch_size * run.accumulate * devices * nodes
     total = step * run.num_steps
     return TrainingPlan(
@@ -124,7 +126,8 @@ def _prepare(drawn: Sketch, recipe: Recipe) -> nn.Module:
     freeze(network, recipe.optim.freeze)
     adapt(network, recipe)
     settle_frozen(network, "32-true" if recipe.machine.strategy == "fsdp" else recipe.machine.precision)
-    recompute_blocks(network, recipe.machine.checkpoint_share)
+    layers = recipe.machine.checkpoint == "layers"
+    recompute_blocks(network, recipe.machine.checkpoint_share, layers=layers, offload=recipe.machine.offload)
     return network
 
 
@@ -143,6 +146,7 @@ def _cost(recipe: Recipe, num_frames: int) -> Cost:
         trained.forward_flops,
         trained.step_flops + sum(cost.step_flops for cost in before),
         max(cost.activation_bytes for cost in (trained, *before)),
+        trained.host_bytes,
     )
 
 

@@ -111,7 +111,8 @@ def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainS
     settle_frozen(task.network, "32-true" if sharded else machine.precision)  # sharding wants one precision
     if not sharded:  # ... and plain memory
         channels_last(task.network)
-    recompute_blocks(task.network, machine.checkpoint_share)
+    layers = machine.checkpoint == "layers"
+    recompute_blocks(task.network, machine.checkpoint_share, layers=layers, offload=machine.offload)
     averages = Averages(task.network, optim)  # before it is shared out
     averages.module.to(fabric.device)
     if machine.compile:

@@ -144,8 +144,11 @@ class Machine(Section):
     """auto: one device, or ddp on several; ddp: each device holds the whole model; fsdp: each a share of it;
     deepspeed is known, and refused with a sentence"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    checkpoint: Literal["none", "blocks"] | Fraction = "none"
-    """of which blocks the activations are computed again for the gradients, instead of kept: none, all, or a share"""
+    checkpoint: Literal["none", "blocks", "layers"] | Fraction = "none"
+    """of which blocks the activations are computed again for the gradients, instead of kept: none, all, or a share;
+    layers: of all, and of the feed-forwards in them once more, which takes the least memory"""
+    offload: bool = False
+    """what is kept of those blocks, their inputs, waits in the host's memory"""
     compile: bool = False
     """through torch.compile, which takes minutes at the start"""
     num_threads: Positive | None = None
@@ -155,8 +158,14 @@ class Machine(Section):
     def checkpoint_share(self) -> float:
         """`checkpoint` as a share of the blocks."""
         if isinstance(self.checkpoint, str):
-            return 1.0 if self.checkpoint == "blocks" else 0.0
+            return 0.0 if self.checkpoint == "none" else 1.0
         return self.checkpoint
+
+    @model_validator(mode="after")
+    def _check_offload(self) -> Machine:
+        if self.offload and not self.checkpoint_share:
+            raise ValueError("offload moves what checkpoint keeps: set machine.checkpoint too")
+        return self
 
 
 class Recipe(Section):

@@ -21,6 +21,7 @@ from svdcli.errors import RecipeError
 from svdcli.model import hub
 from svdcli.model.bundle import open_bundle
 from svdcli.model.discriminator import PatchDiscriminator
+from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.inflate import video_config
 from svdcli.model.text_encoder import build as build_text
 from svdcli.model.unet import UNet
@@ -35,6 +36,16 @@ from svdcli.recipe.tasks import (
     VAETask,
 )
 
+VIT_H = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 1024,
+}
+"""OpenCLIP's ViT-H/14, the image encoder of the published bundles."""
 NUM_TOKENS = 77
 """Of a caption."""
 
@@ -104,7 +115,10 @@ def _i2v(recipe: Recipe, num_frames: int) -> Sketch:
     assert isinstance(task, ImageToVideoTask)
     latents = _Latents(recipe, num_frames)
     unet = new_unet(task, latents.vae.config, data.width)
-    encoder = _bundle_part(task.start, "image_encoder") or new_image_encoder(task.context_dim)
+    encoder = _bundle_part(task.start, "image_encoder")
+    if encoder is None:
+        published = task.start is not None and str(task.start) in hub.KNOWN
+        encoder = ImageEncoder(VIT_H) if published else new_image_encoder(task.context_dim)
 
     def run(network: nn.Module) -> Tensor:
         fps, motion, augment = (torch.empty(batch) for _ in range(3))
