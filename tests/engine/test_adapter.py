@@ -182,10 +182,3 @@ def test_the_plan_counts_the_adapter(lora_recipe: Make) -> None:
     assert plan.memory["gradients"] == plan.memory["averages"] == 4 * trained
     assert plan.memory["optimizer"] == 8 * trained
     assert plan.parameters["total"] == full.parameters["total"] + trained
-
-
-def test_the_plan_knows_what_waits_on_the_host(lora_recipe: Make) -> None:
-    kept = plan_training(lora_recipe("a", {"machine.checkpoint": "blocks"}))
-    moved = plan_training(lora_recipe("a", {"machine.checkpoint": "blocks", "machine.offload": True}))
-    assert moved.host_memory["activations"] > 0 and "activations" not in kept.host_memory
-    assert moved.memory["activations"] < kept.memory["activations"]
