@@ -95,6 +95,7 @@ def changes_of(unet: nn.Module) -> dict[str, Change]:
     from peft.tuners.lora import LoraLayer
 
     found = {}
+    layer: Any
     for name, layer in unet.named_modules():
         if isinstance(layer, LoraLayer):
             magnitudes = layer.lora_magnitude_vector
@@ -110,7 +111,8 @@ def changes_of(unet: nn.Module) -> dict[str, Change]:
 
 def peft_config(unet: nn.Module) -> dict[str, Any]:
     """PEFT's configuration of the adapter in a UNet, as JSON can hold it."""
-    config = unet.peft_config[NAME].to_dict()
+    configs: Any = unet.peft_config
+    config = configs[NAME].to_dict()
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
 
 
