@@ -95,9 +95,9 @@ def changes_of(unet: nn.Module) -> dict[str, Change]:
     from peft.tuners.lora import LoraLayer
 
     found = {}
-    layer: Any
-    for name, layer in unet.named_modules():
-        if isinstance(layer, LoraLayer):
+    for name, module in unet.named_modules():
+        if isinstance(module, LoraLayer):
+            layer: Any = module
             magnitudes = layer.lora_magnitude_vector
             magnitude = magnitudes[NAME].weight if NAME in magnitudes else None
             found[name] = Change(
