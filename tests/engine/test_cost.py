@@ -94,3 +94,26 @@ def test_the_meter_forgets_what_is_gone() -> None:
         del a
         assert meter.now == 400 and b.numel() == 100
     assert meter.peak == 800
+
+
+def test_what_waits_on_the_host_is_counted_there(toy: ModuleType) -> None:
+    costs = []
+    for offload in (False, True):
+        with torch.device("meta"):
+            unet = UNet(replace(toy.CONFIG, block_out_channels=(16, 32)))
+        recompute_blocks(unet, 1.0, offload=offload)
+        costs.append(count(unet, run))
+    kept, moved = costs
+    assert moved.step_flops == kept.step_flops and kept.host_bytes == 0
+    assert moved.host_bytes > 0 and moved.activation_bytes < kept.activation_bytes
+
+
+def test_layers_computed_again_cost_work_and_save_memory(toy: ModuleType) -> None:
+    costs = []
+    for layers in (False, True):
+        with torch.device("meta"):
+            unet = UNet(replace(toy.CONFIG, block_out_channels=(16, 32)))
+        recompute_blocks(unet, 1.0, layers=layers)
+        costs.append(count(unet, run))
+    assert costs[1].activation_bytes < costs[0].activation_bytes
+    assert costs[0].step_flops < costs[1].step_flops < 1.4 * costs[0].step_flops

@@ -43,6 +43,12 @@ OverlapOption = Annotated[
         min=0, show_default=str(DEFAULT_OVERLAP), help="Frames that neighbouring chunks share, and fade over."
     ),
 ]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora", metavar="FILE[:STRENGTH]", help="Add a LoRA, at strength 1 unless said; may repeat."
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
 LONG = 1.5
@@ -102,6 +108,35 @@ def check_size(sampling: Sampling, multiple: int) -> None:
         raise UsageError(
             f"the sides of {width}x{height} are not multiples of {multiple}", f"Use --size {near}."
         )
+
+
+def add_loras(files: BundleFiles, given: Sequence[str]) -> BundleFiles:
+    """The bundle with LoRAs in its UNet, each given as FILE or FILE:STRENGTH. Raises UsageError and InputError."""
+    from svdcli.model.lora import open_lora
+
+    loras = []
+    for text in given:
+        path, strength = read_lora_option(text)
+        lora = open_lora(path, strength, files)
+        base = Path(lora.file.info.base).name
+        if base and base != files.name:
+            out.warn(f"{path.name} was trained on {base}, and this is {files.name}; it may do less")
+        out.say(f"{lora.file.kind} {path.name} at {strength:g}: {len(lora.changes)} layers changed")
+        loras.append(lora)
+    return replace(files, loras=tuple(loras))
+
+
+def read_lora_option(text: str) -> tuple[Path, float]:
+    """ "pan.safetensors:0.8" -> its path and 0.8; without a number behind a colon, 1."""
+    path, sign, number = text.rpartition(":")
+    try:
+        strength = float(number) if sign and path else None
+    except ValueError:
+        strength = None  # the colon is of the path
+    if strength is None:
+        return Path(text), 1.0
+    check_number("--lora", strength, -10, 10)
+    return Path(path), strength
 
 
 def choose_device(name: str, count: int = 1) -> torch.device:

@@ -94,9 +94,12 @@ def pull(
 
 
 def info(ref: Ref) -> None:
-    """Show what a bundle is: parts, parameters, configuration, precision, files."""
+    """Show what a bundle or a LoRA is: parts, parameters, configuration, precision, files."""
     from svdcli.model.bundle import open_bundle
+    from svdcli.model.lora import is_lora
 
+    if is_lora(Path(ref)):
+        return _lora_info(Path(ref))
     files = open_bundle(ref)
     parts = {part: _part_facts(files, part) for part in _parts(files)}
     listed = [{"path": str(path), "size_bytes": path.stat().st_size} for path in files.paths()]
@@ -198,6 +201,39 @@ def verify(
 
 
 # ---- what they show
+
+
+def _lora_info(path: Path) -> None:
+    from svdcli.model.lora import read_lora
+
+    file = read_lora(path)
+    facts = {
+        "path": file.path,
+        "kind": file.kind,
+        "layout": file.layout,
+        "layers": len(file.changes),
+        "ranks": file.ranks,
+        "scales": file.scales,
+        "parameters": file.num_parameters,
+        "size_bytes": file.path.stat().st_size,
+        **vars(file.info),
+    }
+    told = {
+        "trained on": file.info.base,
+        "task": file.info.task,
+        "teaches": file.info.trigger,
+        "targets": file.info.targets,
+    }
+    numbers = f"rank {'/'.join(map(str, file.ranks))}, scale {'/'.join(f'{s:g}' for s in file.scales)}"
+    size = human_size(file.path.stat().st_size)
+    lines = [
+        f"{file.path.name}: {file.kind} of {len(file.changes)} layers, {numbers}, in the names of {file.layout}",
+        f"{file.num_parameters:,} parameters, {size}",
+        *(f"{name}: {value}" for name, value in told.items() if value),
+    ]
+    out.result(facts, lines)
+    base = f" --bundle {file.info.base}" if file.info.base else ""
+    out.next(f"svd sample photo.png --lora {file.path}{base}")
 
 
 def _listed(found: Found, default: bool) -> dict[str, Any]:

@@ -16,11 +16,13 @@ from svdcli.cli.choices import (
     DeviceOption,
     Fit,
     Kind,
+    LoraOption,
     OverlapOption,
     OverwriteOption,
     PrecisionOption,
     Sampler,
     Vram,
+    add_loras,
     check_folders,
     check_new,
     check_number,
@@ -70,6 +72,7 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help=HELP_PROMPT)] = None,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What a prompt's guidance leads away from.")] = "",
     bundle: Annotated[str | None, typer.Option("--bundle", "-b", metavar="REF", help=HELP_BUNDLE)] = None,
+    lora: LoraOption = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help=HELP_OUTPUT)] = None,
     kind: Annotated[Kind | None, typer.Option("--format", help="Else by the suffix of --output, or mp4.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of the clip; else the bundle's own.")] = None,
@@ -111,7 +114,7 @@ def sample(
     }  # fmt: skip
     if interpolate:
         refuse({
-            "--prompt": prompt, "--count": count > 1, "--rank": rank, "--devices": devices > 1,
+            "--prompt": prompt, "--lora": lora, "--count": count > 1, "--rank": rank, "--devices": devices > 1,
             "--preview": preview, "--window": window, "--decode-chunk": decode_chunk, "--decode-overlap": decode_overlap,
         })  # fmt: skip
         return sample_between(Wanted(
@@ -128,6 +131,7 @@ def sample(
 
     files = open_bundle(bundle)
     files.require_task(*(("t2v", "image") if prompt else ("i2v",)))
+    files = add_loras(files, lora or [])
     sampling = choose_sampling(files, size, asked)
     where = choose_device(device, devices)
     overlap = DEFAULT_OVERLAP if decode_overlap is None else decode_overlap

@@ -178,6 +178,8 @@ def _run(start: Start) -> tuple[int, dict[str, float]]:
 
 
 def _result(recipe: Recipe) -> Path:
+    if recipe.adapter is not None:
+        return recipe.run.folder / "lora.safetensors"
     return recipe.run.folder / ("vae" if recipe.task.kind == "vae" else "bundle")
 
 
@@ -186,6 +188,9 @@ def _next(recipe: Recipe) -> str:
         return f"svd train RECIPE --set task.vae={recipe.run.folder}   (an i2v recipe, upon this autoencoder)"
     if recipe.task.kind == "interp":
         return f"svd sample clip.mp4 --interpolate --bundle {_result(recipe)}"
+    if recipe.adapter is not None:
+        made_of = "photo.png" if recipe.task.kind == "i2v" else '--prompt "..."'
+        return f"svd sample {made_of} --lora {_result(recipe)} --bundle {getattr(recipe.task, 'start', None)}"
     if recipe.task.kind in ("t2i", "t2v"):
         following = "t2v" if recipe.task.kind == "t2i" else "t2v or i2v"
         return (

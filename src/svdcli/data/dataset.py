@@ -24,6 +24,8 @@ from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
 from svdcli.recipe.recipe import Data
 
+CAMERA = "camera"
+"""Column of an index that names what the camera does, as curation's annotator `camera` writes it."""
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".gif"}
 
 
@@ -48,7 +50,7 @@ def has_shards(data: Data) -> bool:
 def count_videos(data: Data) -> tuple[int, int]:
     """How many clips there are (to train on, held out), before any is decoded. Raises as `open_dataset` does."""
     if has_shards(data):
-        kept, held = _shard_split(data, read_index(data.location, ["key", "source"]))
+        kept, held = _shard_split(data, read_index(data.location, _columns(data)))
         return int(kept.sum()), int(held.sum())
     apart = np.array([_apart(data, path.name, path.name) for path in find_videos(data)])
     return _require_both(int((~apart).sum()), int(apart.sum()))
@@ -88,15 +90,31 @@ def find_videos(data: Data) -> list[Path]:
             pictured.add(path.parent)
     found += [path for path in pictured if len(numbered_pictures(path)) > 1]
     found.sort()
-    kept = [p for p in found if not any(fnmatch(p.name, pattern) for pattern in data.exclude)]
+    if data.camera is not None:
+        raise InputError(
+            f"data.camera = {data.camera!r} needs an index that knows each clip's camera, and {folder} is a folder of videos.",
+            "Curate it with `svd curate run`, or list the clips by name in data.include.",
+        )
+    kept = [p for p in found if _wanted(data, p.name)]
     if not found:
         raise InputError(
             f"There is no video in {folder}.",
             f"Videos end in {', '.join(sorted(VIDEO_SUFFIXES))}; frames are folders of numbered png or jpg.",
         )
     if not kept:
-        raise InputError(f"data.exclude leaves none of {len(found)} videos in {folder}.", "Exclude fewer.")
+        raise InputError(
+            f"data.exclude and data.include leave none of {len(found)} videos in {folder}.", "Leave more."
+        )
     return kept
+
+
+def _wanted(data: Data, *names: str) -> bool:
+    """Whether a clip of those names is among the included and not among the excluded."""
+
+    def match(patterns: tuple[str, ...]) -> bool:
+        return any(fnmatch(name, pattern) for name in names for pattern in patterns)
+
+    return not match(data.exclude) and (not data.include or match(data.include))
 
 
 def _open_frames(data: Data, cache: Path) -> tuple[Footage, Footage]:
@@ -173,6 +191,11 @@ def _probe(data: Data, path: Path) -> dict[str, object]:
 # ---- shards --------------------------------------------------------------------------------------------
 
 
+def _columns(data: Data) -> list[str] | None:
+    """What of an index must be read to split it; all of it where it may lack a column, which is then named."""
+    return None if data.camera is not None else ["key", "source"]
+
+
 def _shard_split(data: Data, table: Any) -> tuple[np.ndarray, np.ndarray]:
     """Which rows of an index are trained on, and which are held out (N,); data.exclude leaves out the others."""
     columns = ("key", "source")
@@ -183,14 +206,36 @@ def _shard_split(data: Data, table: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     names = [(str(key), Path(str(source)).name) for key, source in rows]
-    left = np.array([not any(fnmatch(n, p) for n in pair for p in data.exclude) for pair in names])
+    left = np.array([_wanted(data, *pair) for pair in names])
     if not left.any():
         raise InputError(
-            f"data.exclude leaves none of {len(names)} clips in {data.location}.", "Exclude fewer."
+            f"data.exclude and data.include leave none of {len(names)} clips in {data.location}.",
+            "Leave more.",
         )
+    left &= _filmed(data, table)
     apart = np.array([_apart(data, key, source) for key, source in names])
     _require_both(int((left & ~apart).sum()), int((left & apart).sum()))
     return left & ~apart, left & apart
+
+
+def _filmed(data: Data, table: Any) -> np.ndarray:
+    """Which rows have the camera class that the recipe wants (N,)."""
+    if data.camera is None:
+        return np.ones(len(table), dtype=bool)
+    if CAMERA not in table.column_names:
+        raise InputError(
+            f"The index in {data.location} has no column {CAMERA}, so data.camera = {data.camera!r} chooses nothing.",
+            "Curate with the camera annotator, or list the clips by name in data.include.",
+        )
+    classes = table[CAMERA].to_pylist()
+    found = np.array([value == data.camera for value in classes])
+    if not found.any():
+        known = ", ".join(sorted({str(value) for value in classes if value}))
+        raise InputError(
+            f"No clip in {data.location} has the camera class {data.camera!r}.",
+            f"There are {known or 'none at all'}.",
+        )
+    return found
 
 
 def _open_shards(data: Data, cache: Path) -> tuple[Footage, Footage]:

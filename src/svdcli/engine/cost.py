@@ -21,6 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from svdcli.engine import recompute
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -31,6 +33,8 @@ class Cost:
     """forward, backward and what is computed again"""
     activation_bytes: int
     """most that is held at once beside weights, inputs and gradients of the weights"""
+    host_bytes: int = 0
+    """of activations that wait in the host's memory"""
 
 
 class Meter(TorchDispatchMode):
@@ -39,7 +43,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, known: list[Tensor]) -> None:
         """`known` were there before, and do not count."""
         super().__init__()
-        self.now = self.peak = self.flops = 0
+        self.now = self.peak = self.flops = self.host = 0
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(
@@ -62,6 +66,15 @@ class Meter(TorchDispatchMode):
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._drop, key, size)
+
+    def to_host(self, tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
+        """As `recompute.to_host`: what is left of the tensor on the device is nothing."""
+        self.host += tensor.numel() * tensor.element_size()
+        return tensor.shape, tensor.stride(), tensor.dtype
+
+    def from_host(self, packed: tuple[torch.Size, tuple[int, ...], torch.dtype]) -> Tensor:
+        shape, strides, dtype = packed
+        return torch.empty_strided(shape, strides, dtype=dtype)
 
     def _drop(self, key: int, size: int) -> None:
         self._seen.discard(key)
@@ -120,12 +133,16 @@ def count(
         autocast = torch.autocast("cpu", half) if half else nullcontext()
         gradients = nullcontext() if backward else torch.no_grad()
         with Meter(known) as meter, _as_on_device(on_gpu):
-            with autocast, gradients:
+            with (
+                autocast,
+                gradients,
+                patch.multiple(recompute, to_host=meter.to_host, from_host=meter.from_host),
+            ):
                 out = run(network)
             forward = float(meter.flops)
             if backward:
                 out.float().square().mean().backward()
-        return Cost(forward, float(meter.flops), meter.peak)
+        return Cost(forward, float(meter.flops), meter.peak, meter.host)
 
 
 def _make_fake(network: nn.Module) -> None:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from svdcli.engine.adapter import load_weights, saved_weights
 from svdcli.engine.shards import local, place, whole
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
@@ -64,11 +65,11 @@ class Averages:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Whole tensors, for a checkpoint; collective where the network is sharded."""
-        return {"module": whole(self.module.state_dict()), "narrow": whole(self.narrow)}
+        return {"module": whole(saved_weights(self.module)), "narrow": whole(self.narrow)}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Raises as `nn.Module.load_state_dict` does, and KeyError."""
-        self.module.load_state_dict(place(state["module"], self.module.state_dict()))
+        load_weights(self.module, place(state["module"], self.module.state_dict()))
         for name, tensor in place({n: state["narrow"][n] for n in self.narrow}, self.narrow).items():
             self.narrow[name].copy_(tensor)
 

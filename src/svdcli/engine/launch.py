@@ -36,6 +36,8 @@ def launch(machine: Machine) -> Fabric:
         raise MachineError(
             f"The processes cannot be set up: {error}", "See machine.devices and nodes."
         ) from error
+    # Tasks hand their networks float32, in frozen dataclasses, into which a mixed precision cannot put it back.
+    fabric.strategy.precision.convert_input = lambda data: data  # type: ignore[method-assign]
     fabric.launch()
     return fabric
 

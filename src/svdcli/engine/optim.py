@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from svdcli.engine.adam import AdamW8bit, HostAdamW
 from svdcli.errors import RecipeError
+from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.inflate import is_new
 from svdcli.model.inflate import is_temporal as is_temporal_block
 from svdcli.model.unet import UNet
@@ -44,33 +45,38 @@ def freeze(network: nn.Module, which: str) -> None:
 
 
 def settle_frozen(network: nn.Module, precision: str) -> None:
-    """Hold the frozen matrices of UNets in the half precision that a mixed one computes in, and compute so always.
+    """Hold the frozen matrices of UNets, and of an image encoder that is frozen whole, in the half precision that a mixed
+    one computes in, and compute so always.
 
     A step rounds these matrices to that precision anyhow, so that its gradients stay the same bit for bit. Vectors
     stay float32, and in full precision all do.
     """
     dtype = HALF.get(precision)
-    for unet in network.modules():
-        if not isinstance(unet, UNet) or all(p.requires_grad for p in unet.parameters()):
+    for part in network.modules():
+        trains = [p.requires_grad for p in part.parameters()]
+        if not (
+            isinstance(part, UNet) and not all(trains) or isinstance(part, ImageEncoder) and not any(trains)
+        ):
             continue
-        for name, parameter in unet.named_parameters():
-            # The last convolution over time is multiplied by its gain first, in float32.
-            gained = name.endswith("temporal_res_block.conv2.weight")
-            if dtype and parameter.ndim >= 2 and not parameter.requires_grad and not gained:
+        for name, parameter in part.named_parameters():
+            # The last convolution over time is multiplied by its gain first, in float32; places are added to tokens.
+            float32 = name.endswith(("temporal_res_block.conv2.weight", "position_embedding.weight"))
+            if dtype and parameter.ndim >= 2 and not parameter.requires_grad and not float32:
                 parameter.data = parameter.data.to(dtype)
-        unet.forward = MethodType(_partly_frozen(dtype), unet)  # type: ignore[method-assign]
+        norms = [p for m in part.modules() if isinstance(m, nn.GroupNorm) for p in m.parameters()]
+        part.forward = MethodType(_partly_frozen(dtype, any(p.requires_grad for p in norms)), part)  # type: ignore[method-assign]
 
 
-def _partly_frozen(dtype: torch.dtype | None) -> Callable[..., Tensor]:
-    """UNet.forward for parameters of two precisions; also where no autocast surrounds it, as in evaluation."""
+def _partly_frozen(dtype: torch.dtype | None, norms_train: bool) -> Callable[..., Tensor]:
+    """The class's forward for parameters of two precisions; also where no autocast surrounds it, as in evaluation."""
 
-    def forward(self: UNet, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled():
+    def forward(self: nn.Module, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        if x.device.type == "cpu" and torch.is_grad_enabled() and norms_train:
             # torch (2.13) on a CPU dies in the gradient of a GroupNorm that trains, in channels-last memory, and
             # whose input needs none. So the input needs one, and the first frozen layers hand it through.
             x = x.detach().requires_grad_()
         with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
-            return UNet.forward(self, x, *arguments, **options).to(x.dtype)
+            return type(self).forward(self, x, *arguments, **options).to(x.dtype)
 
     return forward
 

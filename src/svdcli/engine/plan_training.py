@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from svdcli.engine.adam import BLOCK, SMALLEST
+from svdcli.engine.adapter import adapt
 from svdcli.engine.cost import Cost, count
 from svdcli.engine.launch import processes
 from svdcli.engine.optim import HALF, freeze, is_temporal, settle_frozen
@@ -41,6 +42,7 @@ GPUS = (
     GPU("L40S", 362, 44.7),
     GPU("RTX 4090", 165, 24),
     GPU("RTX 3090", 71, 24),
+    GPU("RTX 4080", 97, 16),
 )
 
 
@@ -101,6 +103,8 @@ def plan_training(recipe: Recipe) -> TrainingPlan:
         "activations": max(cost.activation_bytes for cost in costs.values()),
         "batch": longest.batch_bytes,
     }
+    if kept := max(cost.host_bytes for cost in costs.values()):
+        host["activations"] = kept
     clips = run.batch_size * run.accumulate * devices * nodes
     total = step * run.num_steps
     return TrainingPlan(
@@ -121,8 +125,10 @@ def _prepare(drawn: Sketch, recipe: Recipe) -> nn.Module:
     """The trained network as `train.prepare` makes it."""
     network = drawn.trained.network
     freeze(network, recipe.optim.freeze)
+    adapt(network, recipe)
     settle_frozen(network, "32-true" if recipe.machine.strategy == "fsdp" else recipe.machine.precision)
-    recompute_blocks(network, recipe.machine.checkpoint_share)
+    layers = recipe.machine.checkpoint == "layers"
+    recompute_blocks(network, recipe.machine.checkpoint_share, layers=layers, offload=recipe.machine.offload)
     return network
 
 
@@ -141,6 +147,7 @@ def _cost(recipe: Recipe, num_frames: int) -> Cost:
         trained.forward_flops,
         trained.step_flops + sum(cost.step_flops for cost in before),
         max(cost.activation_bytes for cost in (trained, *before)),
+        trained.host_bytes,
     )
 
 

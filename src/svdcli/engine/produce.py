@@ -190,6 +190,7 @@ def describe(job: Job, residence: Residence, writing: Writing, told: Told) -> di
         "source": str(job.subject.source),
         "output": str(job.output),
         "bundle": residence.files.name,
+        "loras": [lora.describe() for lora in residence.files.loras],
         "seed": job.seed,
         **asdict(sampling),
         **told.facts,

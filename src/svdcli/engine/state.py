@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from svdcli.engine.adam import HostAdamW
+from svdcli.engine.adapter import load_weights, saved_weights
 from svdcli.engine.ema import Averages
 from svdcli.engine.shards import gathered, like, place, whole
 from svdcli.errors import InputError, SvdError
@@ -68,7 +69,7 @@ class TrainState:
         Collective where the network is sharded: then one process alone is to `write`.
         """
         state = {
-            "network": whole(self.network.state_dict()),
+            "network": whole(saved_weights(self.network)),
             "averages": self.averages.state_dict(),
             "optimizer": dict(self._moments()),
             "step": self.step,
@@ -84,7 +85,7 @@ class TrainState:
         """Continue from the checkpoint. Raises InputError where it is damaged or does not fit."""
         state = _read(folder)
         try:
-            self.network.load_state_dict(place(state["network"], self.network.state_dict()))
+            load_weights(self.network, place(state["network"], self.network.state_dict()))
             self.averages.load_state_dict(state.get("averages") or {"module": state["average"], "narrow": {}})
             self._load_moments(state["optimizer"])
             self.step = state["step"]

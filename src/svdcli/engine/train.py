@@ -20,6 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 
+from svdcli.engine.adapter import adapt, export_adapter, keep_calibration
 from svdcli.engine.ema import Averages
 from svdcli.engine.interrupts import Interrupts
 from svdcli.engine.launch import launch
@@ -90,7 +91,10 @@ def train(
             done = f"Step {state.step} of {recipe.run.num_steps} is saved in {folder / CHECKPOINT}"
             say(f"{done}; run the same command again to go on from there.")
             raise KeyboardInterrupt
-        task.export(average, folder, recipe_text)
+        if recipe.adapter is not None:
+            export_adapter(average, folder, recipe)
+        else:
+            task.export(average, folder, recipe_text)
     return state
 
 
@@ -101,11 +105,14 @@ def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainS
     with fabric.rank_zero_first():  # who fills the caches
         task = make_task(recipe, fabric.device, run.folder.parent / "cache")
     freeze(task.network, optim.freeze)
+    adapt(task.network, recipe)
+    keep_calibration(task, recipe)
     sharded = machine.strategy == "fsdp"
     settle_frozen(task.network, "32-true" if sharded else machine.precision)  # sharding wants one precision
     if not sharded:  # ... and plain memory
         channels_last(task.network)
-    recompute_blocks(task.network, machine.checkpoint_share)
+    layers = machine.checkpoint == "layers"
+    recompute_blocks(task.network, machine.checkpoint_share, layers=layers, offload=machine.offload)
     averages = Averages(task.network, optim)  # before it is shared out
     averages.module.to(fabric.device)
     if machine.compile:
@@ -179,6 +186,7 @@ def train_step(
     total = 0.0
     for part in range(run.accumulate):
         seed, generator = step_seed(run.seed, state.step, fabric.global_rank * run.accumulate + part)
+        torch.manual_seed(generator.initial_seed())  # of what layers draw themselves, such as dropout
         with fabric.no_backward_sync(network, enabled=part < run.accumulate - 1):
             loss, figures = task.loss(network, task.batch(seed), generator)
             fabric.backward(loss / run.accumulate)

@@ -24,6 +24,7 @@ from svdcli.errors import InputError
 from svdcli.model import hub, implied, layouts, text_encoder
 from svdcli.model.hub import PARTS
 from svdcli.model.image_encoder import ImageEncoder
+from svdcli.model.lora import Lora, with_loras
 from svdcli.model.mask_latent import MaskLatent, MaskLatentConfig
 from svdcli.model.settings import SETTINGS, Settings
 from svdcli.model.text_encoder import TextEncoder
@@ -72,6 +73,8 @@ class BundleFiles:
     """Parsed configuration by part; "scheduler" and "feature_extractor" too, where they are there."""
     notes: tuple[str, ...] = ()
     single: MappedWeights | None = field(default=None, repr=False)
+    loras: tuple[Lora, ...] = ()
+    """added to the UNet's weights as they are read"""
 
     @property
     def task(self) -> str:
@@ -119,6 +122,10 @@ class BundleFiles:
         """The part's tensors under our names, read lazily. Of several precisions on disk, the one nearest to
         `dtype`.
         """
+        weights = self._stored(part, dtype)
+        return with_loras(weights, self.loras) if part == "unet" and self.loras else weights
+
+    def _stored(self, part: str, dtype: torch.dtype | None) -> MappedWeights:
         if self.single is None:
             paths = find_weights(self.path / part, STEMS[part], dtype)
             found = MappedWeights(paths)

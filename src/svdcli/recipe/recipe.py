@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from svdcli.recipe.adapter import Lora
 from svdcli.recipe.reading import parse, read_tree
 from svdcli.recipe.section import Fraction, Momentum, Positive, Section, Side, Width
 from svdcli.recipe.tasks import (
@@ -27,6 +28,10 @@ class Data(Section):
     """a folder of videos and of folders of numbered frames, or a folder or URL of shards with their index"""
     exclude: tuple[str, ...] = ()
     """file name patterns that are left out altogether"""
+    include: tuple[str, ...] = ()
+    """file name patterns of which a clip must match one; absent: all do"""
+    camera: str | None = None
+    """the camera class that clips must have in the index of their shards, such as pan_left; absent: any"""
     held_out: tuple[str, ...] = ()
     """file name patterns that are kept for evaluation only"""
     held_out_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -145,8 +150,11 @@ class Machine(Section):
     """auto: one device, or ddp on several; ddp: each device holds the whole model; fsdp: each a share of it;
     deepspeed is known, and refused with a sentence"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    checkpoint: Literal["none", "blocks"] | Fraction = "none"
-    """of which blocks the activations are computed again for the gradients, instead of kept: none, all, or a share"""
+    checkpoint: Literal["none", "blocks", "layers"] | Fraction = "none"
+    """of which blocks the activations are computed again for the gradients, instead of kept: none, all, or a share;
+    layers: of all, and of the feed-forwards in them once more, which takes the least memory"""
+    offload: bool = False
+    """what is kept of those blocks, their inputs, waits in the host's memory"""
     compile: bool = False
     """through torch.compile, which takes minutes at the start"""
     num_threads: Positive | None = None
@@ -156,8 +164,14 @@ class Machine(Section):
     def checkpoint_share(self) -> float:
         """`checkpoint` as a share of the blocks."""
         if isinstance(self.checkpoint, str):
-            return 1.0 if self.checkpoint == "blocks" else 0.0
+            return 0.0 if self.checkpoint == "none" else 1.0
         return self.checkpoint
+
+    @model_validator(mode="after")
+    def _check_offload(self) -> Machine:
+        if self.offload and not self.checkpoint_share:
+            raise ValueError("offload moves what checkpoint keeps: set machine.checkpoint too")
+        return self
 
 
 class Recipe(Section):
@@ -171,6 +185,22 @@ class Recipe(Section):
     optim: Optim
     run: Run
     machine: Machine = Machine()
+    adapter: Lora | None = None
+    """what trains beside the frozen weights of task.start; absent: all of the network trains"""
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> Recipe:
+        if self.adapter is None:
+            return self
+        if isinstance(self.task, VAETask):
+            raise ValueError("an adapter is of a diffusion task; an autoencoder trains whole")
+        if self.task.start is None:
+            raise ValueError("an adapter needs task.start, the bundle whose weights it adapts")
+        if self.optim.freeze != "none":
+            raise ValueError("with an adapter all else is frozen: leave out optim.freeze")
+        if self.machine.strategy in ("fsdp", "deepspeed"):
+            raise ValueError("an adapter is small: train it with machine.strategy auto or ddp")
+        return self
 
     @model_validator(mode="after")
     def _check_strategy(self) -> Recipe:

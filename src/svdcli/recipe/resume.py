@@ -24,6 +24,8 @@ SAID_ON_RESUME = (
 """Keys that may change when a run is resumed, and are then named. All others began with the run and stay."""
 KEPT_ON_RESUME = ("optim.state", "optim.ema", "optim.ema_widths")
 """Those of them that may not after all, since the checkpoint is made by them."""
+KEPT_WITH_ADAPTER = ("task.start",)
+"""And of a run that trains an adapter, whose checkpoint does not hold the weights that it adapts."""
 
 
 def resume_recipe(saved: str, given: Recipe) -> tuple[Recipe, list[str]]:
@@ -34,6 +36,13 @@ def resume_recipe(saved: str, given: Recipe) -> tuple[Recipe, list[str]]:
     other difference.
     """
     began_with = parse_recipe(json.loads(saved), "the recipe saved with the checkpoint")
+    if (began_with.adapter is None) != (given.adapter is None):
+        what = ("all weights", "an adapter") if began_with.adapter is None else ("an adapter", "all weights")
+        raise RecipeError(
+            f"The run in {given.run.folder} trains {what[0]}, and this recipe {what[1]}.",
+            "Take the change of the section adapter back, or begin anew in another run.folder.",
+        )
+    kept = KEPT_ON_RESUME + (KEPT_WITH_ADAPTER if began_with.adapter else ())
     tree, now = began_with.model_dump(mode="json"), given.model_dump(mode="json")
     for key in FREE_ON_RESUME:
         section, _, name = key.partition(".")
@@ -43,11 +52,11 @@ def resume_recipe(saved: str, given: Recipe) -> tuple[Recipe, list[str]]:
             tree[section] = now[section]
     changes = []
     for section, values in given.model_dump(mode="json", exclude_unset=True).items():
-        for name, value in values.items():
+        for name, value in (values or {}).items():
             key, old = f"{section}.{name}", tree[section].get(name)
             if old == value:
                 continue
-            if key in KEPT_ON_RESUME or not _covers(SAID_ON_RESUME, key):
+            if key in kept or not _covers(SAID_ON_RESUME, key):
                 began = f"The run in {given.run.folder} began with {key} = {json.dumps(old)}"
                 raise RecipeError(
                     f"{began}, not {json.dumps(value)}.",

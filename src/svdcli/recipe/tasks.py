@@ -83,6 +83,11 @@ class DiffusionTask(Section):
     sigma_max: Annotated[float, Field(gt=0)] = 700.0
     """first noise level that the bundle suggests"""
 
+    @property
+    def has_one_token(self) -> bool:
+        """Whether the context is a single token, which cross-attention neither queries nor compares."""
+        return False
+
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
         _check_groups(self.block_out_channels, self.norm_num_groups)
@@ -129,6 +134,10 @@ class TextTask(DiffusionTask):
     """how often a clip is told by the caption of its middle frame, of the video, and by their summary; of those
     that it has"""
 
+    @property
+    def has_one_token(self) -> bool:
+        return self.text is None
+
     @model_validator(mode="after")
     def _check_captions(self) -> Self:
         if sum(self.caption_mix) <= 0:
@@ -174,6 +183,10 @@ class GivenFramesTask(VideoTask):
     """share whose condition latent alone is zeroed"""
     drop_both: Fraction = 0.1
     """share with both zeroed: the null condition of guidance"""
+
+    @property
+    def has_one_token(self) -> bool:
+        return True
 
     @model_validator(mode="after")
     def _check_drops(self) -> Self:

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svdcli.engine.tasks.parts import as_reference
 from svdcli.errors import RecipeError
+from svdcli.model import hub
 from svdcli.model.bundle import open_bundle
 from svdcli.model.discriminator import PatchDiscriminator
 from svdcli.model.image_encoder import ImageEncoder
@@ -36,6 +38,16 @@ from svdcli.recipe.tasks import (
     VAETask,
 )
 
+VIT_H = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 1024,
+}
+"""OpenCLIP's ViT-H/14, the image encoder of the published bundles."""
 NUM_TOKENS = 77
 """Of a caption."""
 
@@ -209,6 +221,8 @@ class _Latents:
 def vae_config(source: Path) -> VAEConfig:
     """Of the autoencoder that lies there, or else SVD's."""
     file = source / "vae" / "config.json"
+    if not file.is_file() and (known := hub.locate(str(source))):
+        return VAEConfig.from_dict(open_bundle(known.path).configs["vae"])
     return (
         VAEConfig.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else VAEConfig()
     )
@@ -216,9 +230,9 @@ def vae_config(source: Path) -> VAEConfig:
 
 def _bundle_part(bundle: Path | None, name: str) -> Any | None:
     """A part of a bundle, without weights, where it lies at that path and has the part."""
-    if bundle is None or not bundle.is_dir():
+    if bundle is None or not (bundle.is_dir() or hub.locate(str(bundle))):
         return None
-    files = open_bundle(bundle)
+    files = open_bundle(as_reference(bundle))
     return files.build(name) if name in files.configs else None
 
 
@@ -227,14 +241,9 @@ def _image_encoder(task: GivenFramesTask) -> ImageEncoder:
     from svdcli.engine.tasks.given import new_image_encoder
 
     found = _bundle_part(task.image_encoder or task.start, "image_encoder")
-    if found is None and task.image_encoder is not None:
-        shape = {
-            "hidden_size": 1280,
-            "intermediate_size": 5120,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 16,
-        }
-        found = ImageEncoder(shape | {"patch_size": 14, "projection_dim": task.context_dim})
+    published = task.start is not None and str(task.start) in hub.KNOWN
+    if found is None and (task.image_encoder is not None or published):
+        found = ImageEncoder(VIT_H | {"projection_dim": task.context_dim})
     encoder: ImageEncoder = found or new_image_encoder(task.context_dim)
     return encoder.requires_grad_(task.image_encoder is None)
 
