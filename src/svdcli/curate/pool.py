@@ -18,10 +18,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Literal, Protocol
 
 import psutil
@@ -31,7 +31,8 @@ from svdcli.errors import InputError, MachineError, SvdError
 Tell = Callable[[float], None]
 """what a worker calls with the seconds of footage that it found, by which its deadline is set"""
 Handle = Callable[[Any, Tell], Any]
-Fault = Literal["", "input", "machine", "error", "crash", "deadline", "memory"]
+Fault = Literal["", "input", "machine", "wrong", "error", "crash", "deadline", "memory"]
+"""what the item is, what this machine lacks, what must not be gone on with; then what befell the item"""
 
 _TICK = 0.25  # seconds between two looks at clocks and memory
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -156,7 +157,7 @@ class Pool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(self._work, theirs, os.getpid()), daemon=True)
-        with _one_thread():
+        with _as_children_begin():
             process.start()
         theirs.close()
         self._children.append(_Child(process, ours, time.monotonic() + self._limits.start))
@@ -278,8 +279,10 @@ def _try(handle: Handle, item: Any, tell: Tell) -> tuple[Any, Fault, str, str, b
         return handle(item, tell), "", "", "", False
     except InputError as error:
         return None, "input", error.message, error.hint, False
-    except SvdError as error:
+    except MachineError as error:
         return None, "machine", error.message, error.hint, False
+    except SvdError as error:
+        return None, "wrong", error.message, error.hint, False
     except MemoryError:
         return None, "memory", "It needs more memory than there is.", "", True
     except Exception as error:  # whatever a decoder or a model throws at one item is that item's
@@ -311,15 +314,19 @@ def _cpu() -> float:
 # ---- seen from outside
 
 
-class _one_thread:
-    """Within the block new processes are told to use one thread: read once, when their libraries are loaded."""
-
-    def __enter__(self) -> None:
-        self._before = {name: os.environ.get(name) for name in _THREADS}
-        os.environ.update(dict.fromkeys(_THREADS, "1"))
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self._before.items():
+@contextmanager
+def _as_children_begin() -> Iterator[None]:
+    """Within the block new processes are told to use one thread, which libraries read once, when they are loaded; and
+    do not import the program that runs here, of which they need nothing."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    program = sys.modules["__main__"]
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
+        for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
