@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svdcli.curate.journal import Entry, Journal
-from svdcli.curate.pool import Limits, Pool
 from svdcli.curate.stages import Stage, drain
+from svdcli.curate.workers import Limits, Pool
 
 if TYPE_CHECKING:
     from svdcli.recipe.curation import Executor

@@ -1,6 +1,6 @@
 """The stages as work for an engine: a source is split, a batch of clips is measured, and what is journalled of it.
 
-An engine knows `Work` of `pool` and these three: `entries`, what to write down of an outcome; `parts`, what to try
+An engine knows `Work` of `workers` and these three: `entries`, what to write down of an outcome; `parts`, what to try
 singly where a batch was lost; and that a fault of the machine ends the stage, since it would meet every item too.
 """
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from svdcli.curate.fetch import local_file
 from svdcli.curate.inputs import Input
 from svdcli.curate.journal import ANNOTATE, SPLIT, Entry, read_at
-from svdcli.curate.pool import Handle, Outcome, Pool, Tell, Work
 from svdcli.curate.rows import CutClip
 from svdcli.curate.tables import to_row
+from svdcli.curate.workers import Handle, Outcome, Pool, Tell, Work
 from svdcli.errors import InputError, MachineError, SvdError
 
 if TYPE_CHECKING:
