@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from svdcli.recipe.filter import Filter
 from svdcli.recipe.reading import parse, read_tree
-from svdcli.recipe.section import Section
+from svdcli.recipe.section import Positive, Section
 
 
 class Split(Section):
@@ -18,12 +19,14 @@ class Annotate(Section):
     """What is measured of every clip."""
 
 
-class Filter(Section):
-    """Which clips are kept."""
-
-
 class Pack(Section):
     """How the dataset is written."""
+
+    shard_mib: Positive = 512
+    """a shard is closed when it has grown to this"""
+    stale: Literal["stop", "remove"] = "stop"
+    """clips of the dataset that the filter no longer keeps, since it was frozen anew: stop with a sentence, or rewrite
+    their shards without them"""
 
 
 class Executor(Section):
