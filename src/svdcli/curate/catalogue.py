@@ -6,15 +6,15 @@ database; nothing is written, no file is locked, and any number of processes may
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from svdcli.curate.tables import PARTS, SCORES, TABLES, table_folder
 from svdcli.errors import InputError, MachineError
 
-TABLES, SCORES, PARTS = "tables", "scores", "part-*.parquet"
 SELECTION = "selection.parquet"
 """what `select` decided of every clip: clip, kept, dropped_by, keeper"""
 
@@ -48,7 +48,7 @@ class Column:
 class Catalogue:
     """`with Catalogue(folder) as catalogue: catalogue.rows("SELECT count(*) FROM clips")`.
 
-    Views: sources, clips, scores_NAME for each table of scores (rows of the annotator's last version), selection.
+    Views: sources, clips, scores_NAME for each table of scores, selection where there is one.
     """
 
     def __init__(self, folder: Path, memory: str = "", threads: int = 0) -> None:
@@ -58,11 +58,12 @@ class Catalogue:
         """
         self.folder = folder
         self.connection = _connect(memory, threads)
-        self._view("sources", folder / TABLES / "sources")
-        self._view("clips", folder / TABLES / "clips")
+        self._view("sources", table_folder(folder, "sources"))
+        self._view("clips", table_folder(folder, "clips"))
         self.scores: dict[str, dict[str, str]] = {}
         """the columns of each table of scores, and their SQL types"""
-        self.versions: dict[str, int] = {}
+        self.versions: dict[str, list[int]] = {}
+        """which versions of its annotator measured the rows of each"""
         for path in sorted((folder / TABLES / SCORES).glob("*")):
             if any(path.glob(PARTS)):
                 self._add_scores(path.name, path)
@@ -92,6 +93,21 @@ class Catalogue:
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
+    def stream(self, sql: str, batch: int = 1000) -> Iterator[dict[str, Any]]:
+        """Rows of a query, by column, so many at a time, so that memory does not grow with them.
+
+        Nothing else may be asked meanwhile.
+        """
+        cursor = self._run(sql)
+        names = [column[0] for column in cursor.description]
+        while rows := cursor.fetchmany(batch):
+            for row in rows:
+                yield dict(zip(names, row, strict=True))
+
+    def register(self, name: str, table: Any) -> None:
+        """Make a pyarrow table known under a name."""
+        self.connection.register(name, table)
+
     def column(self, name: str) -> Column:
         """The score `COLUMN` or `TABLE.COLUMN`, or what the clips' table says, among it seconds, side and resolution.
 
@@ -109,17 +125,25 @@ class Catalogue:
         if found:
             table, column = found[0]
             sql, kind = _value(quoted(column), self.scores[table][column])
-            return Column(table, column, sql, kind, self.versions[table])
+            return Column(table, column, sql, kind, self._version(table))
         own = {row[0]: row[1] for row in self.rows("DESCRIBE clips")}
         if name in _OF_CLIPS:
             return Column("", name, *_value(_OF_CLIPS[name], "VARCHAR" if name == "resolution" else "DOUBLE"))
         if name in own:
             return Column("", name, *_value(quoted(name), own[name]))
-        known = sorted({c for columns in self.scores.values() for c in columns} | set(own) | set(_OF_CLIPS))
+        known = sorted({column for columns in self.scores.values() for column in columns})
         raise InputError(
-            f"No clip has a score {name}: it was not computed.",
-            f"Run svd curate annotate with its annotator, or take its filter out. There are {', '.join(known)}.",
+            f"No clip has a score {name}: it was not computed (there are {', '.join(known) or 'none'}).",
+            'Run svd curate annotate with its annotator, or let its filter drop = "nothing".',
         )
+
+    def _version(self, table: str) -> int:
+        if len(versions := self.versions[table]) > 1:
+            raise InputError(
+                f"The scores of {table} were measured by versions {' and '.join(map(str, versions))} of the annotator.",
+                "Run svd curate annotate again: it measures the older ones anew.",
+            )
+        return int(versions[0]) if versions else 0
 
     def has(self, view: str) -> bool:
         """Whether there is such a view."""
@@ -133,13 +157,12 @@ class Catalogue:
         self._run(f"CREATE VIEW {name} AS SELECT * FROM {_parts(folder)}")
 
     def _add_scores(self, name: str, folder: Path) -> None:
-        view, parts = quoted(f"scores_{name}"), _parts(folder)
-        version = self.row(f"SELECT max(version) FROM {parts}")[0]
-        if version is None:  # parts without a row
-            return
-        self._run(f"CREATE VIEW {view} AS SELECT * FROM {parts} WHERE version = {int(version)}")
+        view = quoted(f"scores_{name}")
+        self._run(f"CREATE VIEW {view} AS SELECT * FROM {_parts(folder)}")
+        self.versions[name] = [
+            row[0] for row in self.rows(f"SELECT DISTINCT version FROM {view} ORDER BY ALL")
+        ]
         described = self.rows(f"DESCRIBE {view}")
-        self.versions[name] = int(version)
         self.scores[name] = {
             row[0]: row[1] for row in described if row[0] not in ("clip", "version", "not_computed")
         }

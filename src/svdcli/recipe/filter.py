@@ -75,7 +75,9 @@ def _parse_bound(text: str) -> Bound:
         raise ValueError(says) from None
     if not math.isfinite(number) or (percentile and not 0 < number < 100):
         raise ValueError(f"{text!r}: a share lies between 0% and 100%, and a score is a number")
-    return Bound(kind=percentile or absolute, number=number / 100 if percentile else number)
+    return Bound.model_validate(
+        {"kind": percentile or absolute, "number": number / 100 if percentile else number}
+    )
 
 
 class Motion(Axis):
@@ -93,7 +95,6 @@ class Aesthetic(Axis):
 class Similarity(Axis):
     """Captions that do not say what is seen (app. E.2.2: the lower half goes)."""
 
-    column: str = "similarities"
     drop: str = "lowest 50%"
 
 
