@@ -87,6 +87,8 @@ class _Judge:
 
     def _axis(self, source: Source) -> None:
         name, axis = source.name, source.axis
+        if self.lock:
+            self.lock.require_version(name, source.column.version)
         lacking = self.pool.lacking(source)
         if lacking:
             words = _require_measured(self.pool, source, lacking)
@@ -94,7 +96,6 @@ class _Judge:
                 self._drop(f"{name} missing", words, source.missing)
             self.notes.append(f"{name}: {lacking} clips {words}.")
         if self.lock:
-            self.lock.require_version(name, source.column.version)
             strata = dict(self.lock.axes[name].strata)
         else:
             before = " OR ".join(self.conditions.values()) if self.settings.pool == "survivors" else ""
