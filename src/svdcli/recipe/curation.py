@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from svdcli.recipe.annotation import Annotate
 from svdcli.recipe.filter import Filter
 from svdcli.recipe.reading import parse, read_tree
 from svdcli.recipe.section import Positive, Section
@@ -13,10 +14,6 @@ from svdcli.recipe.section import Positive, Section
 
 class Split(Section):
     """How sources are cut into clips."""
-
-
-class Annotate(Section):
-    """What is measured of every clip."""
 
 
 class Pack(Section):
