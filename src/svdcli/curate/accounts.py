@@ -81,4 +81,4 @@ def _scores(folder: Path, ledger: Ledger) -> dict[str, dict[str, int]]:
 
 def _without_names(reason: str, path: str) -> str:
     """A reason that counts together with those of other inputs."""
-    return reason.replace(path, "It")
+    return tables.readable(reason.replace(path, "It"))

@@ -10,6 +10,7 @@ clips depend on their source and the recipe alone, batches on the order of the c
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -201,7 +202,7 @@ def _refresh(
 def _annotate(annotator: Any, folder: Path, recipe: Curation, watch: Watch, clip: str) -> str:
     """Run one annotator over what it has not measured; -> why it could not, if so."""
     ledger = Ledger(folder)
-    batches = list(_batches(annotator, folder, ledger, recipe, clip))
+    batches = list(batches_to_measure(annotator, folder, ledger, recipe, clip))
     if not batches:
         return ""
     work = AnnotateWork(folder, recipe.annotate, annotator.name, annotator.version, recipe.executor.device)
@@ -212,7 +213,9 @@ def _annotate(annotator: Any, folder: Path, recipe: Curation, watch: Watch, clip
     return ""
 
 
-def _batches(annotator: Any, folder: Path, ledger: Ledger, recipe: Curation, clip: str) -> Iterator[Batch]:
+def batches_to_measure(
+    annotator: Any, folder: Path, ledger: Ledger, recipe: Curation, clip: str = ""
+) -> Iterator[Batch]:
     """What is to be measured. Batches hold the clips that the table lacks, in the order of their ids, whatever the
     journal has of them, so that a run that was killed forms the same ones again."""
     known = ledger.of(ANNOTATE + annotator.name)
@@ -302,12 +305,13 @@ def make_scores_table(folder: Path, annotator: Any, absent: str = "") -> None:
 def _run(work: Any, items: Sequence[Any], folder: Path, recipe: Curation, watch: Watch, label: str) -> None:
     """Hand the items to the engine, and tell how it goes."""
     models = getattr(work, "annotator", "") in MODELS
-    failed, seconds = 0, 0.0
+    failed, seconds, begun = 0, 0.0, time.monotonic()
     with watch.stage(label, len(items)) as progress:
         for item_ended, entry in run_stage(work, items, folder, recipe.executor, models):
             failed += entry.status == "failed"
             seconds += entry.seconds
-            note = f"{seconds / 60:.1f} min of video" + (f", {failed} failed" if failed else "")
+            rate = seconds / max(time.monotonic() - begun, 1e-3)
+            note = f"{rate:.3g} s of video a second" + (f", {failed} failed" if failed else "")
             progress.advance(item_ended, note)
 
 
