@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from svdcli.recipe.curation import Curation
 
 RECIPE = "curation.json"
+RUNNING = ".running"
+"""a file that is there while a run works in the folder, and after one that was killed"""
 
 
 class Progress(Protocol):
@@ -78,7 +80,23 @@ def opened_folder(folder: Path, recipe: Curation) -> Iterator[None]:
         stack.enter_context(lock_run(folder))
         _keep_recipe(folder, recipe)
         clear_scratch(folder)
-        yield
+        if (folder / RUNNING).exists():  # the run before was killed
+            _sweep(folder)
+        (folder / RUNNING).touch()
+        try:
+            yield
+        finally:
+            (folder / RUNNING).unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a kill left half-written: hidden names, as `io.files` gives them until a file is whole."""
+    half_written = [*folder.glob(".*.json"), *folder.glob(".*.parquet")]
+    for part in ("clips", "proxies", tables.TABLES, "dataset"):
+        half_written += (folder / part).rglob(".*")
+    for path in half_written:
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def run_split(source: str, folder: Path, recipe: Curation, watch: Watch, limit: int | None = None) -> Listed:
