@@ -140,8 +140,6 @@ class _Running:
             compute=ray.data.ActorPoolStrategy(size=min(size, len(rows))),
             num_cpus=1,
             num_gpus=gpus or None,
-            max_restarts=4,
-            max_task_retries=2,
         )
         self.thread = threading.Thread(target=self._consume, args=(data,), daemon=True)
         self.thread.start()
