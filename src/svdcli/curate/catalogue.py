@@ -6,7 +6,7 @@ database; nothing is written, no file is locked, and any number of processes may
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,6 +107,16 @@ class Catalogue:
     def register(self, name: str, table: Any) -> None:
         """Make a pyarrow table known under a name."""
         self.connection.register(name, table)
+
+    def make(self, name: str, columns: Mapping[str, list[str]]) -> None:
+        """Make a temporary table of texts."""
+        import pyarrow as pa
+
+        self.register(
+            "made", pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()})
+        )
+        self.rows(f"CREATE OR REPLACE TEMP TABLE {quoted(name)} AS SELECT * FROM made")
+        self.connection.unregister("made")
 
     def column(self, name: str) -> Column:
         """The score `COLUMN` or `TABLE.COLUMN`, or what the clips' table says, among it seconds, side and resolution.

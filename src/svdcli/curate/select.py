@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svdcli.curate.catalogue import SELECTION, Catalogue
-from svdcli.curate.duplicates import find_duplicates
+from svdcli.curate.duplicates import DUPLICATES, TWINS, find_duplicates
 from svdcli.curate.lock import WHOLE, FrozenAxis, Lock, Threshold, read_lock
-from svdcli.curate.pool import FAILED, TWINS, Pool, Source
+from svdcli.curate.pool import FAILED, Pool, Source
 from svdcli.curate.waterfall import Reason, Waterfall, waterfall
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
 from svdcli.recipe.filter import Axis, Filter
-
-DUPLICATES = "duplicates"
 
 
 @dataclass(frozen=True)
@@ -80,21 +78,27 @@ class _Judge:
         placed = [name for name in settings.order if name in order]
         for name in placed + [name for name in order if name not in placed]:
             if name == DUPLICATES:
-                if settings.duplicates == "drop":
-                    self._drop(name, "show what another clip shows", "p.twin")
+                self._duplicates()
             else:
                 self._axis(pool.sources[name])
+
+    def _duplicates(self) -> None:
+        if self.pool.hashed:
+            self._missing(self.pool.hashed)
+            self._drop(DUPLICATES, "show what another clip shows", "p.twin")
+
+    def _missing(self, source: Source) -> None:
+        if lacking := self.pool.lacking(source):
+            words = _require_measured(self.pool, source, lacking)
+            if source.axis.missing != "keep":
+                self._drop(f"{source.name} missing", words, f"(NOT p.twin AND {source.missing})")
+            self.notes.append(f"{source.name}: {lacking} clips {words}.")
 
     def _axis(self, source: Source) -> None:
         name, axis = source.name, source.axis
         if self.lock:
             self.lock.require_version(name, source.column.version)
-        lacking = self.pool.lacking(source)
-        if lacking:
-            words = _require_measured(self.pool, source, lacking)
-            if axis.missing != "keep":
-                self._drop(f"{name} missing", words, source.missing)
-            self.notes.append(f"{name}: {lacking} clips {words}.")
+        self._missing(source)
         if self.lock:
             strata = dict(self.lock.axes[name].strata)
         else:
@@ -141,14 +145,16 @@ def _require_measured(pool: Pool, source: Source, lacking: int) -> str:
     if source.axis.missing == "stop" and unmeasured:
         raise InputError(
             f"The filter {source.name} needs the score {source.column.name}, and of {lacking} clips there is none: {told}.",
-            f"Run svd curate annotate, or say what becomes of them: --set filter.{_place(source.name)}.missing=drop "
-            f"(or keep); drop=nothing takes the filter out.",
+            f"Run svd curate annotate, or go on without: --set {_without(source.name)}",
         )
     return f"have no score ({told})"
 
 
-def _place(name: str) -> str:
-    return name if name in Filter.model_fields else f"further.{name}"
+def _without(name: str) -> str:
+    if name == DUPLICATES:
+        return "filter.duplicates=keep"
+    place = name if name in Filter.model_fields else f"further.{name}"
+    return f"filter.{place}.missing=drop (or keep), or filter.{place}.drop=nothing"
 
 
 def _idle(found: Waterfall, settings: Filter) -> list[str]:

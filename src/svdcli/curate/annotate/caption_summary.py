@@ -55,5 +55,7 @@ class CaptionSummaryAnnotator:
 
     def _asked(self, view: View) -> str:
         """The prompt with the captions in it; what looks like a placeholder within a caption stays as it is."""
-        both = {kind: str(computed(view, f"caption_{kind}")[f"caption_{kind}"]) for kind in ("image", "video")}
+        both = {
+            kind: str(computed(view, f"caption_{kind}")[f"caption_{kind}"]) for kind in ("image", "video")
+        }
         return re.sub(r"\{(image|video)\}", lambda match: both[match[1]], self.prompt)

@@ -14,7 +14,9 @@ from svdcli.curate.annotate.moments import frames_at
 from svdcli.errors import MachineError
 from svdcli.recipe.annotation import Server, Transformer
 
-PROMPT = "These are moments of one video, in order. Describe in one sentence what happens and how things move."
+PROMPT = (
+    "These are moments of one video, in order. Describe in one sentence what happens and how things move."
+)
 SIDE = 336
 """shortest side of the pictures at most, pixels"""
 

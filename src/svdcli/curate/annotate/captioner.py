@@ -55,7 +55,9 @@ def writer(settings: Transformer | Server, device: str, sees: bool) -> Writer:
 def captions(author: Writer, wishes: Sequence[Wish]) -> Mapping[str, str]:
     """What an author writes, each caption one line. Raises InputError where one is empty, and what `write` raises."""
     written = author.write(wishes)
-    assert set(written) == {wish.clip for wish in wishes}, "a caption must come back for each clip, and no other"
+    assert set(written) == {wish.clip for wish in wishes}, (
+        "a caption must come back for each clip, and no other"
+    )
     lines = {clip: " ".join(text.split()) for clip, text in written.items()}
     for clip, line in lines.items():
         if not line:
@@ -104,7 +106,12 @@ class PictureModel:
             seen = [{"type": "image", "image": Image.fromarray(picture)} for picture in wish.pictures]
             talks.append([{"role": "user", "content": [*seen, {"type": "text", "text": wish.prompt}]}])
         return processor.apply_chat_template(
-            talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+            talks,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
         )
 
     def _plain(self, model: Any, processor: Any, wishes: Sequence[Wish]) -> Any:
@@ -154,7 +161,12 @@ class TextModel:
         if tokenizer.chat_template:
             talks = [[{"role": "user", "content": wish.prompt}] for wish in wishes]
             inputs = tokenizer.apply_chat_template(
-                talks, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+                talks,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                padding=True,
             )
         else:
             inputs = tokenizer([wish.prompt for wish in wishes], return_tensors="pt", padding=True)

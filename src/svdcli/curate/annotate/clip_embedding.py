@@ -88,7 +88,9 @@ class ClipEmbeddingAnnotator:
         for (clip, _), vector in zip(places, found[:-1], strict=True):
             vectors[clip] += vector.tolist()
         model = self.towers.settings.model
-        return [{"clip": clip, "clip_embedding": value, "clip_model": model} for clip, value in vectors.items()]
+        return [
+            {"clip": clip, "clip_embedding": value, "clip_model": model} for clip, value in vectors.items()
+        ]
 
 
 def frame_embeddings(view: View) -> Vectors:

@@ -105,7 +105,9 @@ class _Table:
             near = self._look_alike(seen[a], seen[b])
             yield from zip(seen[a[near]].tolist(), seen[b[near]].tolist(), strict=True)
         if len(self.embedded):
-            planes = np.random.default_rng(0).standard_normal((self.vectors.shape[1], PLANES)).astype(np.float32)
+            planes = (
+                np.random.default_rng(0).standard_normal((self.vectors.shape[1], PLANES)).astype(np.float32)
+            )
             for a, b in candidates(self.vectors @ planes > 0):
                 near = self._embed_alike(a, b)
                 yield from zip(self.embedded[a[near]].tolist(), self.embedded[b[near]].tolist(), strict=True)

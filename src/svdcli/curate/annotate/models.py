@@ -57,7 +57,9 @@ def torch_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise MachineError(f"There is no device {name}.", "Say cpu, cuda, cuda:1, or auto.") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MachineError(f"This machine has no device {name}.", "Set the annotators' device to cpu or auto.")
+        raise MachineError(
+            f"This machine has no device {name}.", "Set the annotators' device to cpu or auto."
+        )
     return device
 
 
@@ -111,7 +113,8 @@ def load_network(part: Any, ref: str, what: str, device: str, precision: str) ->
         return model.to(where).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
         raise MachineError(
-            f"{ref} does not fit the memory of {where}.", "Set its precision to float16, or its device to cpu."
+            f"{ref} does not fit the memory of {where}.",
+            "Set its precision to float16, or its device to cpu.",
         ) from error
 
 
