@@ -68,7 +68,7 @@ class Catalogue:
             if any(path.glob(PARTS)):
                 self._add_scores(path.name, path)
         if (folder / SELECTION).is_file():
-            selection = _text(str(folder / SELECTION), escape=True)
+            selection = text(str(folder / SELECTION), escape=True)
             self._run(f"CREATE VIEW selection AS SELECT * FROM read_parquet({selection})")
 
     def __enter__(self) -> Catalogue:
@@ -204,20 +204,20 @@ def number(value: float) -> str:
     return f"CAST('{value!r}' AS DOUBLE)"
 
 
-def _text(text: str, escape: bool = False) -> str:
+def text(value: str, escape: bool = False) -> str:
     """A text as SQL holds it; `escape` takes the meaning from the signs of a glob pattern."""
     if escape:
-        text = "".join(f"[{sign}]" if sign in "*?[" else sign for sign in text)
-    return "'" + text.replace("'", "''") + "'"
+        value = "".join(f"[{sign}]" if sign in "*?[" else sign for sign in value)
+    return "'" + value.replace("'", "''") + "'"
 
 
 def text_list(texts: Iterable[str]) -> str:
     """Texts as the list of an IN."""
-    return "(" + ", ".join(map(_text, texts)) + ")"
+    return "(" + ", ".join(map(text, texts)) + ")"
 
 
 def _parts(folder: Path) -> str:
-    pattern = _text(str(folder), escape=True)[:-1] + f"/{PARTS}'"
+    pattern = text(str(folder), escape=True)[:-1] + f"/{PARTS}'"
     return f"read_parquet({pattern}, union_by_name = true, hive_partitioning = false)"
 
 

@@ -11,14 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from svdcli.curate.catalogue import SELECTION, Catalogue
+from svdcli.curate.catalogue import SELECTION, Catalogue, text
 from svdcli.curate.duplicates import DUPLICATES, TWINS, find_duplicates
 from svdcli.curate.lock import WHOLE, FrozenAxis, Lock, Threshold, read_lock
 from svdcli.curate.pool import FAILED, Pool, Source
 from svdcli.curate.waterfall import Reason, Waterfall, waterfall
+from svdcli.data.shards import require_pyarrow
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
 from svdcli.recipe.filter import Axis, Filter
+
+_FILTER = "filter"
+"""the key of the settings in the selection's own metadata"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,18 @@ def select(
                 new.save(folder)
         notes = (*judge.notes, *_idle(found, settings))
         return Selection(folder, found, new, judge.pool.correlations(), notes)
+
+
+def last_settings(folder: Path) -> Filter | None:
+    """What the selection of a curation folder was made by; None where there is none. Raises InputError."""
+    if not (folder / SELECTION).is_file():
+        return None
+    pa, pq = require_pyarrow()
+    try:
+        told = pq.read_schema(folder / SELECTION).metadata[_FILTER.encode()]
+        return Filter.model_validate_json(told)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / SELECTION} is damaged.", "Run svd curate filter again.") from error
 
 
 class _Judge:
@@ -174,17 +190,17 @@ def _idle(found: Waterfall, settings: Filter) -> list[str]:
 def _write_selection(folder: Path, judge: _Judge) -> None:
     pool, catalogue = judge.pool, judge.pool.catalogue
     first = " ".join(
-        f"WHEN v.mask & {1 << index} != 0 THEN '{name.replace(chr(39), chr(39) * 2)}'"
-        for index, name in enumerate(judge.conditions)
+        f"WHEN v.mask & {1 << index} != 0 THEN {text(name)}" for index, name in enumerate(judge.conditions)
     )
     dropped_by = f"CASE {first} ELSE '' END" if first else "''"
     twins = judge.settings.duplicates == "drop"
     keeper = "coalesce(w.keeper, '')" if twins else "''"
     join = f" LEFT JOIN {TWINS} w ON w.clip = c.id" if twins else ""
+    told = text(judge.settings.model_dump_json())
     with atomic_path(folder / SELECTION) as temporary:
-        target = str(temporary).replace("'", "''")
+        target = text(str(temporary))
         catalogue.rows(
             f"COPY (SELECT c.id AS clip, v.mask = 0 AS kept, {dropped_by} AS dropped_by, {keeper} AS keeper "
             f"FROM (SELECT id FROM clips) c JOIN verdicts v ON v.key = {pool.key('c.id')}{join} ORDER BY c.id) "
-            f"TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
+            f"TO {target} (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{_FILTER}: {told}}})"
         )
