@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
 
+WORDS = ["<|startoftext|>", "<|endoftext|>"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -121,8 +123,6 @@ def tiny_bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def quick_bundle_path(tiny_bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with settings that make a clip in a moment: 4 frames of 48×32, 2 steps, no guidance."""
-    import json
-
     path = tmp_path_factory.mktemp("bundles") / "quick"
     path.mkdir()
     for part in tiny_bundle_path.iterdir():
@@ -130,3 +130,76 @@ def quick_bundle_path(tiny_bundle_path: Path, tmp_path_factory: pytest.TempPathF
     settings = {"num_frames": 4, "width": 48, "height": 32, "num_steps": 2, "guidance": "1.0"}
     (path / "svd.json").write_text(json.dumps(settings))
     return path
+
+
+# ---- text ----------------------------------------------------------------------------------------------
+
+
+def letters() -> tuple[list[str], list[str]]:
+    """Words and merges of a tokenizer that knows single letters only."""
+    single = [chr(code) for code in range(33, 127)]
+    return [*single, *(letter + "</w>" for letter in single), *WORDS], []
+
+
+def save_text_encoder(path: Path, vocabulary: tuple[list[str], list[str]]) -> None:
+    """A text encoder of 2 layers, random, and its tokenizer."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    words, merges = vocabulary
+    (path / "tokenizer").mkdir(parents=True)
+    (path / "tokenizer" / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (path / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    special = dict(zip(("bos_token", "eos_token"), WORDS, strict=True)) | {
+        "unk_token": WORDS[1],
+        "pad_token": "!",
+    }
+    config = special | {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
+    (path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    (path / "tokenizer" / "special_tokens_map.json").write_text(json.dumps(special))
+    torch.manual_seed(1)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "hidden_act": "gelu"}
+    CLIPTextModel(CLIPTextConfig(**shape, **ends, vocab_size=len(words))).save_pretrained(
+        path / "text_encoder"
+    )
+
+
+@pytest.fixture(scope="session")
+def text_bundle_path(tiny_bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text-to-video bundle with the tiny one's autoencoder, a tokenizer of letters, and random weights throughout."""
+    import torch
+
+    from svdcli.engine.tasks.parts import load_vae, save_text_bundle
+    from svdcli.model.bundle import load_text_encoder
+    from svdcli.model.inflate import video_config
+    from svdcli.model.settings import Settings
+    from svdcli.model.unet import UNet, UNetConfig
+
+    path = tmp_path_factory.mktemp("bundles") / "words"
+    save_text_encoder(path / "source", letters())
+    index = {"_class_name": "StableDiffusionPipeline"}
+    (path / "source" / "model_index.json").write_text(json.dumps(index))
+    torch.manual_seed(0)
+    image = UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        num_attention_heads=(2, 4),
+        cross_attention_dim=32,
+        layers_per_block=1,
+        projection_class_embeddings_input_dim=0,
+        norm_eps=1e-5,
+        num_frames=1,
+        temporal=False,
+    )
+    unet = UNet(video_config(image, 4, 2, 32))
+    with torch.no_grad():
+        for tensor in unet.parameters():
+            tensor.copy_(torch.randn_like(tensor) * 0.05)
+    settings = Settings(task="t2v", num_frames=4, width=48, height=32, num_steps=2, guidance="1.0", fps=8.0)
+    text = load_text_encoder(path / "source", torch.float32)
+    save_text_bundle(unet, load_vae(tiny_bundle_path), text, settings, path / "bundle")
+    return path / "bundle"

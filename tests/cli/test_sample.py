@@ -25,6 +25,7 @@ from PIL import Image
 from svdcli.cli import app, choices, making
 from svdcli.diffusion.samplers import SAMPLERS
 from svdcli.engine.memory import MODES
+from svdcli.engine.subjects import Still
 from svdcli.errors import MachineError, UsageError
 from svdcli.io.images import read_picture
 from svdcli.io.latents import load_latents
@@ -555,7 +556,7 @@ def test_the_shared_manifest_lies_in_the_common_folder(tmp_path: Path) -> None:
     from svdcli.engine.produce import Job
 
     def jobs(*outputs: str | Path) -> list[Job]:
-        return [Job(Path("a.png"), 1, Path(output)) for output in outputs]
+        return [Job(Still(Path("a.png")), 1, Path(output)) for output in outputs]
 
     assert making.index_path(jobs("a/b/1.mp4")) is None
     assert making.index_path(jobs("a/b/1.mp4", "a/c/2.mp4")) == Path("a/svd-manifest.json")
@@ -566,3 +567,48 @@ def test_the_shared_manifest_lies_in_the_common_folder(tmp_path: Path) -> None:
 def test_a_black_and_white_scan_counts_as_a_picture(svd: Svd) -> None:
     draw(Path("scan.png"), mode="1")
     assert read_picture("scan.png").pixels.shape == (40, 60, 3) and svd("scan.png", "--steps", 1)[0] == 0
+
+
+# ---- words ---------------------------------------------------------------------------------------------
+
+
+def test_words_become_a_video(svd: Svd, text_bundle_path: Path, folder: Path) -> None:
+    code, stdout, stderr = svd("--prompt", "a boat at sea", "--negative", "fog", "--bundle", text_bundle_path)
+    assert code == 0, stderr
+    (line,) = stdout.split()
+    assert read_video(line)[0].shape == (4, 32, 48, 3) and "boat" in line
+    manifest = read_manifest(Path(line).with_suffix(".json"))
+    assert (manifest["source"], manifest["negative"]) == ("a boat at sea", "fog")
+    assert manifest["vector_ids"] == [7.0, 127.0]
+
+
+def test_one_frame_of_words_is_a_picture(svd: Svd, text_bundle_path: Path) -> None:
+    words = (
+        "--prompt",
+        "a boat",
+        "--prompt",
+        "a cat",
+        "--frames",
+        1,
+        "--format",
+        "png",
+        "--output",
+        "{name}",
+    )
+    code, stdout, stderr = svd(*words, "--bundle", text_bundle_path)
+    assert code == 0, stderr
+    assert [len(list(Path(line).glob("*.png"))) for line in stdout.split()] == [1, 1]
+
+
+def test_words_where_they_say_nothing(svd: Svd, text_bundle_path: Path, picture: Path) -> None:
+    code, stdout, stderr = svd("--prompt", "a boat")
+    assert (code, stdout) == (4, "") and "is an image-to-video model, not a text-to-video model" in stderr
+    for wrong in (
+        ("--prompt", " "),
+        ("--prompt", "a boat", picture),
+        ("--prompt", "a", "--rank", "--count", 2),
+    ):
+        code, stdout, stderr = svd(*wrong, "--bundle", text_bundle_path)
+        assert (code, stdout) == (2, ""), stderr
+    code, _, stderr = svd(picture, "--bundle", text_bundle_path)
+    assert code == 4 and "is a text-to-video model, not an image-to-video model" in stderr

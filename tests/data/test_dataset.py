@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from svdcli.data import stream as stream_module
-from svdcli.data.dataset import by_reason, count_videos, find_videos, open_dataset
+from svdcli.data.dataset import count_videos, find_videos, open_dataset
 from svdcli.data.footage import is_held_out
 from svdcli.data.frames import FrameSet
-from svdcli.data.reader import Corrupt
+from svdcli.data.reader import Corrupt, by_reason
 from svdcli.data.stream import MOTION_FILE, Stream
 from svdcli.errors import InputError
 from svdcli.io.video import write_video
@@ -159,7 +159,7 @@ def test_corrupt_files_are_counted_by_reason(folder: Path, tmp_path: Path) -> No
     for cached in (True, False):
         kept, _ = open_dataset(data(folder, frame_cache=cached), tmp_path)
         assert kept.skipped == {"c.mp4": "no video", "d.mp4": "cut off"}
-        assert by_reason(kept.skipped) == "1 no video, 1 cut off"
+        assert by_reason(kept.skipped.values()) == "1 no video, 1 cut off"
         with pytest.raises(
             InputError, match=r"2 of 4 clips cannot be read \(1 no video, 1 cut off\): c.mp4, d.mp4"
         ):

@@ -91,7 +91,7 @@ def test_many_still_clips_leave_the_map_monotone() -> None:
 
 
 def test_json_round_trip(calibration: MotionCalibration) -> None:
-    assert MotionCalibration.from_list(json.loads(json.dumps(calibration.to_list()))) == calibration
+    assert MotionCalibration.from_knots(json.loads(json.dumps(calibration.knots))) == calibration
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_json_round_trip(calibration: MotionCalibration) -> None:
 )
 def test_unsound_calibrations_are_refused(knots: list[list[float]]) -> None:
     with pytest.raises(InputError):
-        MotionCalibration.from_list(knots)
+        MotionCalibration.from_knots(knots)
 
 
 @pytest.mark.parametrize("scores", [[], [0.1, 0.1], [0.1, -1.0], [0.1, float("nan")]])

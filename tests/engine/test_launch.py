@@ -12,7 +12,6 @@ import pytest
 import torch
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
-from svdcli.engine import launch as module
 from svdcli.engine.launch import check_machine, is_first, processes, strategy
 from svdcli.errors import MachineError, RecipeError
 from svdcli.recipe.recipe import Machine
@@ -50,12 +49,8 @@ def test_torchrun_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(strategy(Machine()), DDPStrategy)
 
 
-@pytest.mark.parametrize(
-    ("found", "said"), [(None, "which is not installed"), (object(), "not supported yet")]
-)
-def test_deepspeed_is_one_sentence(monkeypatch: pytest.MonkeyPatch, found: object, said: str) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: found)
-    with pytest.raises(MachineError, match=said) as caught:
+def test_deepspeed_is_one_sentence() -> None:
+    with pytest.raises(MachineError, match="not supported yet") as caught:
         check_machine(Machine(strategy="deepspeed"))
     assert "fsdp" in caught.value.hint
 

@@ -19,6 +19,7 @@ from svdcli.engine.optim import (
     settle_frozen,
 )
 from svdcli.errors import RecipeError
+from svdcli.model.inflate import is_new
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.recipe.recipe import Optim
 
@@ -65,7 +66,7 @@ def test_the_frozen_are_half_as_large_and_change_no_gradient(toy: ModuleType, wh
     settle_frozen(unet, "bf16-mixed")
     named = dict(unet.named_parameters())
     for name, parameter in named.items():
-        trains = is_temporal(name) == (which == "spatial")
+        trains = is_new(name) == (which == "spatial")
         assert parameter.requires_grad == trains
         gained = name.endswith("temporal_res_block.conv2.weight")
         half = not trains and parameter.ndim >= 2 and not gained

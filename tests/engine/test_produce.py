@@ -26,8 +26,8 @@ from svdcli.engine.produce import (
     preview_path,
     produce,
     read_latents,
-    turned,
 )
+from svdcli.engine.subjects import Still, turned
 from svdcli.errors import InputError, MachineError, SvdError
 from svdcli.io.images import read_picture
 from svdcli.io.latents import save_latents
@@ -50,7 +50,7 @@ def sampling(residence: Residence) -> Sampling:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return Job(picture_file(tmp_path / "in" / "cat.png"), 5, tmp_path / "out.mp4")
+    return Job(Still(picture_file(tmp_path / "in" / "cat.png")), 5, tmp_path / "out.mp4")
 
 
 def picture_file(path: Path, width: int = 40, height: int = 30) -> Path:
@@ -129,7 +129,7 @@ def test_the_manifest_has_every_value_in_use(
     assert manifest["sigmas"] == pytest.approx([700.0, 0.002, 0.0])
     assert manifest["guidance_scales"] == pytest.approx([1, 4 / 3, 5 / 3, 2], rel=1e-5)
     expected = {
-        "source": str(job.source), "output": str(job.output), "seed": 5, "bundle": "tiny", "fps": 12.0,
+        "source": str(job.subject.source), "output": str(job.output), "seed": 5, "bundle": "tiny", "fps": 12.0,
         "num_frames": 4, "width": 32, "height": 24, "num_steps": 2, "sampler": "euler", "schedule": "karras",
         "guidance": "1.0:2.0", "fit": "crop", "format": "mp4", "decode_chunk": 3, "decode_overlap": 2,
         "device": "cpu", "dtype": "float32", "decode_dtype": "float32", "vram": "high", "notes": [],
@@ -186,11 +186,12 @@ def test_several_jobs_come_one_after_another(
 def test_a_portrait_turns_the_size(
     residence: Residence, sampling: Sampling, tmp_path: Path, ear: Ear
 ) -> None:
-    job = Job(picture_file(tmp_path / "in" / "tall.png", 30, 40), 5, tmp_path / "out.mp4")
-    (clip,) = produce([job], residence, sampling, replace(MP4, turn=True), ear)
+    job = Job(Still(picture_file(tmp_path / "in" / "tall.png", 30, 40), turn=True), 5, tmp_path / "out.mp4")
+    (clip,) = produce([job], residence, sampling, MP4, ear)
     assert clip.frames is not None and clip.frames.shape == (4, 32, 24, 3)
     assert (clip.manifest["width"], clip.manifest["height"]) == (24, 32)
-    (clip,) = produce([replace(job, output=tmp_path / "asked.mp4")], residence, sampling, MP4, ear)
+    asked = replace(job, subject=Still(Path(job.subject.source)), output=tmp_path / "asked.mp4")
+    (clip,) = produce([asked], residence, sampling, MP4, ear)
     assert clip.frames is not None and clip.frames.shape == (4, 24, 32, 3)
 
 
@@ -217,7 +218,7 @@ def test_notes_of_the_picture_are_told_and_recorded(
     source = tmp_path / "in.gif"
     frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
     frames[0].save(source, save_all=True, append_images=frames[1:])
-    (clip,) = produce([Job(source, 1, tmp_path / "out.mp4")], residence, sampling, MP4, ear)
+    (clip,) = produce([Job(Still(source), 1, tmp_path / "out.mp4")], residence, sampling, MP4, ear)
     assert "animation" in ear.notes[0] and clip.manifest["notes"] == ear.notes
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from svdcli.data.frames import FrameSet
+from svdcli.engine.optim import freeze
 from svdcli.engine.preflight import check
 from svdcli.engine.tasks import make_task
 from svdcli.engine.tasks.i2v import ImageToVideo
@@ -115,7 +116,7 @@ def test_each_clip_has_its_own_ids(make: Callable[..., Any]) -> None:
             task.losses(task.network, batch, torch.ones(2), torch.Generator().manual_seed(0))
     for batch, ((x, _, context, ids), named) in zip(batches, seen, strict=True):
         assert x.shape == batch.latents.shape and not context.tokens.any()
-        assert named["as_images"] == batch.are_images
+        assert named.get("as_images", False) == batch.are_images
         if batch.are_images:
             assert ids.shape == (2, 0)
         else:
@@ -210,17 +211,20 @@ def blind(task: Any) -> set[str]:
     return {name for name, _ in task.network.unet.named_parameters() if name.endswith(ends)}
 
 
-@pytest.mark.parametrize("kind", ["temporal", "spatial"])
-def test_one_half_trains(make: Callable[..., Any], kind: str) -> None:
-    task = make(T2V, train=kind)
+@pytest.mark.parametrize("frozen", ["temporal", "spatial"])
+def test_one_half_trains(make: Callable[..., Any], frozen: str) -> None:
+    task = make(T2V)
     nudge(task)
+    freeze(task.network, frozen)
     changed = moved(task, steps(task))
-    assert changed and all(is_new(name) == (kind == "temporal") for name in changed)
+    assert changed and all(is_new(name) == (frozen == "spatial") for name in changed)
 
 
-def test_shares_that_train_nothing_are_refused(make: Callable[..., Any]) -> None:
+def test_shares_that_train_nothing_are_refused(
+    make: Callable[..., Any], recipe_of: Make, tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match="image_share trains nothing"):
-        make(T2V, train="temporal", image_share=0.5)
+        recipe_of(tmp_path, T2V | {"image_share": 0.5}, {"optim.freeze": "spatial"})
     with pytest.raises(RecipeError, match="caption_mix needs a share"):
         make(T2V, caption_mix=[0.0, 0.0, 0.0])
 
@@ -378,7 +382,8 @@ def test_the_stages_have_the_papers_numbers(
     assert (recipe.data.height, recipe.data.width) == size and recipe.run.num_steps == num_steps
     assert (task.p_mean, task.p_std) == (p_mean, p_std)
     assert batch is None or (clips_a_step(recipe), recipe.optim.lr) == (batch, lr)
-    assert task.train == ("time_embedding" if name == "stage1-time" else "all")
+    assert getattr(task, "train", "all") == ("time_embedding" if name == "stage1-time" else "all")
+    assert recipe.optim.freeze == "none"  # all layers train, not the temporal ones alone (§2)
     if isinstance(task, TextToVideoTask):
         assert task.num_frames == (14,) and task.drop_text == 0.15
         assert task.caption_mix == (0.5, 0.25, 0.25)
@@ -403,3 +408,14 @@ def test_each_stage_goes_on_from_the_one_before(prefix: str) -> None:
 
 def test_a_batch_of_images_says_so() -> None:
     assert TextBatch(torch.zeros(1, 1, 4, 8, 8), ("",)).are_images
+
+
+@pytest.mark.parametrize(("kind", "num_frames"), [(T2I, 1), (T2V, 4)], ids=["images", "clips"])
+def test_a_run_can_show_what_it_makes(
+    make: Callable[..., Any], kind: dict[str, Any], num_frames: int
+) -> None:
+    task = make(kind | {"num_steps": 2})
+    (sample,) = task.sample({"average": task.network, "raw": task.network})
+    assert sample.views["average"].shape == (num_frames, 64, 64, 3)
+    assert np.array_equal(sample.views["average"], sample.views["raw"])
+    assert len(sample.views["held-out"]) == num_frames

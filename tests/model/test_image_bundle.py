@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from svdcli.errors import InputError
 from svdcli.model import layouts
@@ -22,7 +22,7 @@ from svdcli.model.settings import Settings
 from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet
 
-WORDS = ["<|startoftext|>", "<|endoftext|>"]
+from ..conftest import WORDS, letters, save_text_encoder  # type: ignore[import-not-found]
 
 
 @pytest.fixture(scope="module")
@@ -54,32 +54,6 @@ def folder(reference: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFac
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
     (path / "model_index.json").write_text(json.dumps(index))
     return path
-
-
-def letters() -> tuple[list[str], list[str]]:
-    """Words and merges of a tokenizer that knows single letters only."""
-    single = [chr(code) for code in range(33, 127)]
-    return [*single, *(letter + "</w>" for letter in single), *WORDS], []
-
-
-def save_text_encoder(path: Path, vocabulary: tuple[list[str], list[str]]) -> None:
-    words, merges = vocabulary
-    (path / "tokenizer").mkdir(parents=True)
-    (path / "tokenizer" / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (path / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    special = dict(zip(("bos_token", "eos_token"), WORDS, strict=True)) | {
-        "unk_token": WORDS[1],
-        "pad_token": "!",
-    }
-    config = special | {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
-    (path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
-    (path / "tokenizer" / "special_tokens_map.json").write_text(json.dumps(special))
-    torch.manual_seed(1)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "hidden_act": "gelu"}
-    CLIPTextModel(CLIPTextConfig(**shape, **ends, vocab_size=len(words))).save_pretrained(
-        path / "text_encoder"
-    )
 
 
 def run(unet: UNet, reference: UNet2DConditionModel) -> float:

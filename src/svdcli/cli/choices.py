@@ -71,7 +71,7 @@ def choose_sampling(files: BundleFiles, size: str | None, given: dict[str, Any])
     if size is not None:
         width, height = read_size(size)
         sampling = replace(sampling, width=width, height=height)
-    check_size(sampling, 2 ** (len(files.configs["vae"]["block_out_channels"]) - 1))
+    check_size(sampling, files.downscale)
     if sampling.s_churn and sampling.sampler not in ("euler", "heun"):
         raise UsageError(f"--churn is not for the sampler {sampling.sampler}", "Use --sampler euler or heun.")
     sampling.sigmas()

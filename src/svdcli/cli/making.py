@@ -64,7 +64,7 @@ class Watcher:
         out.warn(f"the clip is not lost: `{decode_command(latents)}` finishes it")
 
     def _name(self, job: Job) -> str:
-        return f"{job.source.name} ({self.begun}/{self.num_jobs})"
+        return f"{job.subject.name} ({self.begun}/{self.num_jobs})"
 
 
 @dataclass(frozen=True)
@@ -156,21 +156,21 @@ def gather(outcome: Any, devices: int) -> list[Any]:
 
 
 def rank_clips(made: Sequence[Made]) -> list[dict[str, Any]]:
-    """Score the clips of each picture, best first, and write a contact sheet beside them."""
+    """Score the clips of each subject, best first, and write a contact sheet beside them."""
     from svdcli.evaluate.rank import rank
     from svdcli.io.images import write_png
     from svdcli.io.sheet import contact_sheet
 
     ranking = []
-    for source in dict.fromkeys(m.job.source for m in made):
-        rivals = [m for m in made if m.job.source == source]
+    for subject in dict.fromkeys(m.job.subject for m in made):
+        rivals = [m for m in made if m.job.subject == subject]
         scores = rank([m.measures for m in rivals if m.measures is not None])
         ordered = [(rivals[score.index], score) for score in scores]
         sheet = sheet_path([m.job for m in rivals])
         titles = [f"{place}. seed {m.job.seed}  {s.summary}" for place, (m, s) in enumerate(ordered, 1)]
         write_png(sheet, contact_sheet([m.strip for m, _ in ordered if m.strip is not None], titles, STRIP))
         clips = [{"output": str(m.job.output), "seed": m.job.seed, **s.figures} for m, s in ordered]
-        ranking.append({"source": str(source), "sheet": str(sheet), "clips": clips})
+        ranking.append({"source": str(subject.source), "sheet": str(sheet), "clips": clips})
     return ranking
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -37,8 +38,12 @@ from svdcli.errors import UsageError
 
 if TYPE_CHECKING:
     from svdcli.engine.produce import Job
+    from svdcli.engine.subjects import Subject
 
 HELP_BUNDLE = "Name (svd, svd-xt, svd-xt-1.1, nano), folder, .safetensors or hub id; else the best one here."
+HELP_PROMPT = (
+    "Words instead of a picture, for a text-to-video or an image bundle; may be given several times."
+)
 HELP_OUTPUT = "A file, a folder, or a template with {name} {seed} {index} {bundle}."
 HELP_SCHEDULE = "karras, exponential, uniform, or noise levels such as 700,100,10,1."
 HELP_RANK = "Score the clips of each picture, best first, with a contact sheet."
@@ -53,7 +58,9 @@ def register(app: typer.Typer) -> None:
 
 
 def sample(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders or globs.")],
+    images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help="Pictures, folders or globs.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help=HELP_PROMPT)] = None,
+    negative: Annotated[str, typer.Option(metavar="TEXT", help="What a prompt's guidance leads away from.")] = "",
     bundle: Annotated[str | None, typer.Option("--bundle", "-b", metavar="REF", help=HELP_BUNDLE)] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help=HELP_OUTPUT)] = None,
     kind: Annotated[Kind | None, typer.Option("--format", help="Else by the suffix of --output, or mp4.")] = None,
@@ -81,8 +88,7 @@ def sample(
     overwrite: OverwriteOption = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the predicted memory, and run nothing.")] = False,
 ) -> None:  # fmt: skip
-    """Turn pictures into videos."""
-    from svdcli.io.images import find_pictures
+    """Turn pictures, or words, into videos."""
     from svdcli.io.template import output_paths
 
     check_number("--fps", fps, 0.1, 240)
@@ -90,17 +96,16 @@ def sample(
     check_number("--augment", augment, 0, 100)
     check_number("--churn", churn, 0, 1e6)
     chosen_kind = choose_kind(kind, output) or "mp4"
-    if rank and (count == 1 or chosen_kind == "latents"):
+    if rank and (count == 1 or chosen_kind == "latents" or prompt):
         raise UsageError("--rank compares several decoded clips of one picture", "Add --count 4, as a video.")
-    pictures = find_pictures(images)
-    check_pictures(pictures)
+    subjects = find_subjects(images or [], prompt or [], negative, fit, turn=size is None)
 
     from svdcli.engine.plan import Planner
     from svdcli.engine.produce import Job, Writing
     from svdcli.model.bundle import open_bundle
 
     files = open_bundle(bundle)
-    files.require_task("i2v")
+    files.require_task(*(("t2v", "image") if prompt else ("i2v",)))
     sampling = choose_sampling(files, size, {
         "num_frames": frames, "fps": fps, "motion_bucket": motion, "augment": augment, "num_steps": steps,
         "sampler": sampler and sampler.value, "schedule": schedule, "guidance": guidance, "s_churn": churn,
@@ -111,17 +116,35 @@ def sample(
     if plan:
         return print_plans(planner)
     seeds = list(range(seed, seed + count))
-    paths = output_paths(output, pictures, seeds, chosen_kind, ".", bundle=files.name, overwrite=overwrite)
-    sources = [(picture, seed) for picture in pictures for seed in seeds]
-    jobs = [Job(*source, path) for source, path in zip(sources, paths, strict=True)]
+    sources = [subject.source for subject in subjects]
+    paths = output_paths(output, sources, seeds, chosen_kind, ".", bundle=files.name, overwrite=overwrite)
+    jobs = [Job(*each, path) for each, path in zip(product(subjects, seeds), paths, strict=True)]
     check_outputs(jobs, rank, preview, overwrite)
     settled = settle(planner, vram, devices)
     warn_unusual(files, sampling)
-    how = cast("Literal['crop', 'pad', 'stretch']", fit.value)
-    writing = Writing(chosen_kind, settled.chunk, overlap, how, turn=size is None, preview=preview)
+    writing = Writing(chosen_kind, settled.chunk, overlap, preview)
     run = Run(jobs, files, sampling, writing, settled.mode, where, planner.dtype, rank)
     made = run.on(min(devices, len(jobs))) if min(devices, len(jobs)) > 1 else run.here()
     answer(made, rank_clips(made) if rank else [])
+
+
+def find_subjects(
+    images: Sequence[str], prompts: Sequence[str], negative: str, fit: Fit, turn: bool
+) -> list[Subject]:
+    """What the clips are made from, all of it read once, so that a bad third one does not come out after two clips."""
+    from svdcli.engine.subjects import Prompt, Still
+    from svdcli.io.images import find_pictures
+
+    if prompts and images:
+        raise UsageError("a clip is made from a picture or from words, not from both", "Give one of them.")
+    if not all(text.strip() for text in prompts):
+        raise UsageError("--prompt is empty", 'Say what is to be seen: --prompt "a boat at sea".')
+    if prompts:
+        return [Prompt(text, negative) for text in prompts]
+    pictures = find_pictures(images)
+    check_pictures(pictures)
+    how = cast("Literal['crop', 'pad', 'stretch']", fit.value)
+    return [Still(picture, how, turn) for picture in pictures]
 
 
 def decode(
@@ -137,7 +160,7 @@ def decode(
 ) -> None:  # fmt: skip
     """Turn saved latents into a video: what is left of a `svd sample` whose decode failed."""
     from svdcli.engine.memory import Residence
-    from svdcli.engine.produce import Job, Writing, finish, read_latents
+    from svdcli.engine.produce import Writing, finish, read_latents
     from svdcli.io.template import SUFFIXES, output_paths
     from svdcli.model.bundle import open_bundle
 
@@ -148,7 +171,7 @@ def decode(
     chosen_kind = asked if asked in SUFFIXES and asked != "latents" else "mp4"
     known_path = bundle_path if bundle_path and Path(bundle_path).exists() else manifest.get("bundle")
     files = open_bundle(bundle or known_path)
-    files.require_task("i2v")
+    files.require_task("i2v", "t2v", "image")
     seed, source = int(manifest.get("seed", 0)), Path(str(manifest.get("source", latents)))
     if output is None:
         stem = latents.name.removesuffix(".safetensors").removesuffix(".latents")
@@ -163,7 +186,7 @@ def decode(
     overlap = manifest.get("decode_overlap", DEFAULT_OVERLAP) if decode_overlap is None else decode_overlap
     with Watcher.over(1, 0, 1) as watcher:
         clip = finish(latents, path, residence, Writing(chosen_kind, chunk, overlap), watcher)
-    answer([Made(Job(latents, seed, path), clip.manifest)], [])
+    answer([Made(clip.job, clip.manifest)], [])
 
 
 def check_outputs(jobs: Sequence[Job], rank: bool, preview: bool, overwrite: bool) -> None:

@@ -53,7 +53,7 @@ class Entry:
     lost: Mapping[str, float] = field(default_factory=dict)
     """seconds of a split source that are in none of its clips, by reason"""
     stamp: str = ""
-    """of an input: size and time of change, which tell that a path holds something else now"""
+    """what the item was when it was worked on: an input's size and time of change, the version of an annotator"""
     at: float = 0.0
     """when it was written, seconds since 1970: the last line on an item counts"""
 
@@ -111,6 +111,8 @@ class Mark(NamedTuple):
     """Where the last line on an item lies."""
 
     status: Status
+    item: str
+    stamp: str
     file: int
     offset: int
     at: float
@@ -170,7 +172,7 @@ class Ledger:
         marks = self.marks.setdefault(entry.stage, {})
         before = marks.get(entry.key)
         if before is None or entry.at >= before.at:
-            marks[entry.key] = Mark(entry.status, index, offset, entry.at)
+            marks[entry.key] = Mark(entry.status, entry.item, entry.stamp, index, offset, entry.at)
 
 
 def read_at(place: tuple[str, int]) -> Entry:

@@ -99,7 +99,7 @@ def append(
     known = keys(folder, key)
     new = (row for row in rows if row[key] not in known)
     number = 1 + max((_number(part) for part in parts(folder)), default=-1)
-    written = []
+    written: list[Path] = []
     while chunk := list(islice(new, part_rows)):
         assert all(a[key] < b[key] for a, b in zip(chunk, chunk[1:], strict=False)), "rows out of order"
         table = pa.Table.from_pylist([_texts(row) for row in chunk], schema=schema)

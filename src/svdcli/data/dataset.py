@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from functools import cache as cache_once
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from svdcli.data.clip import Clip
 from svdcli.data.footage import Footage, is_held_out
 from svdcli.data.frames import FrameSet, file_stamp, load_frames
-from svdcli.data.reader import PICTURE_SUFFIXES, Corrupt, mean_fps, numbered_pictures, open_reader
+from svdcli.data.reader import PICTURE_SUFFIXES, Corrupt, by_reason, mean_fps, numbered_pictures, open_reader
 from svdcli.data.shards import index_files, open_place, read_bytes, read_index
 from svdcli.data.stream import Choice, Index, Stream
 from svdcli.errors import InputError
@@ -48,9 +48,9 @@ def has_shards(data: Data) -> bool:
 def count_videos(data: Data) -> tuple[int, int]:
     """How many clips there are (to train on, held out), before any is decoded. Raises as `open_dataset` does."""
     if has_shards(data):
-        apart = _shard_split(data, read_index(data.location, ["key", "source"]))
-    else:
-        apart = np.array([_apart(data, path.name, path.name) for path in find_videos(data)])
+        kept, held = _shard_split(data, read_index(data.location, ["key", "source"]))
+        return int(kept.sum()), int(held.sum())
+    apart = np.array([_apart(data, path.name, path.name) for path in find_videos(data)])
     return _require_both(int((~apart).sum()), int(apart.sum()))
 
 
@@ -173,37 +173,30 @@ def _probe(data: Data, path: Path) -> dict[str, object]:
 # ---- shards --------------------------------------------------------------------------------------------
 
 
-def _shard_split(data: Data, table: object) -> np.ndarray:
-    """Which rows of an index are held out (N,), True, of those that data.exclude leaves."""
+def _shard_split(data: Data, table: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of an index are trained on, and which are held out (N,); data.exclude leaves out the others."""
     columns = ("key", "source")
-    missing = [name for name in columns if name not in table.column_names]  # type: ignore[attr-defined]
+    missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise InputError(
             f"The index in {data.location} has no column {missing[0]}.", "See svdcli.data.clip.Clip."
         )
-    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)  # type: ignore[index]
+    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     names = [(str(key), Path(str(source)).name) for key, source in rows]
-    left = [(k, s) for k, s in names if not _excluded(data, k, s)]
-    if not left:
+    left = np.array([not any(fnmatch(n, p) for n in pair for p in data.exclude) for pair in names])
+    if not left.any():
         raise InputError(
             f"data.exclude leaves none of {len(names)} clips in {data.location}.", "Exclude fewer."
         )
-    return np.array([_apart(data, key, source) for key, source in left])
-
-
-def _excluded(data: Data, key: str, source: str) -> bool:
-    return any(fnmatch(key, pattern) or fnmatch(source, pattern) for pattern in data.exclude)
+    apart = np.array([_apart(data, key, source) for key, source in names])
+    _require_both(int((left & ~apart).sum()), int((left & apart).sum()))
+    return left & ~apart, left & apart
 
 
 def _open_shards(data: Data, cache: Path) -> tuple[Footage, Footage]:
     table = read_index(data.location)
-    apart = _shard_split(data, table)
-    if data.exclude:
-        rows = zip(table["key"].to_pylist(), table["source"].to_pylist(), strict=True)
-        table = table.filter([not _excluded(data, str(k), Path(str(s)).name) for k, s in rows])
-    _require_both(int((~apart).sum()), int(apart.sum()))
+    kept, held = (Index(table.filter(rows)) for rows in _shard_split(data, table))
     filesystem, root = open_place(data.location)
-    kept, held = Index(table.filter(~apart)), Index(table.filter(apart))
     fetch = partial(read_bytes, filesystem, root)
 
     @cache_once
@@ -237,17 +230,12 @@ def _streams(
 # ---- what cannot be read -------------------------------------------------------------------------------
 
 
-def by_reason(skipped: Mapping[str, str]) -> str:
-    """'2 cut off, 1 no video' of names and reasons."""
-    return ", ".join(f"{count} {reason}" for reason, count in Counter(skipped.values()).most_common())
-
-
 def require_readable(count: int, skipped: Mapping[str, str], share: float) -> None:
     """Raise InputError where more than a share of the clips cannot be read, naming the first."""
     if len(skipped) <= share * count:
         return
     some = ", ".join(sorted(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
     raise InputError(
-        f"{len(skipped)} of {count} clips cannot be read ({by_reason(skipped)}): {some}.",
+        f"{len(skipped)} of {count} clips cannot be read ({by_reason(skipped.values())}): {some}.",
         "Mend them, list them under data.exclude, or raise data.max_corrupt_share.",
     )

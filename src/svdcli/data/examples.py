@@ -9,16 +9,18 @@ another, as surely determined, takes its place.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from svdcli.data.footage import Footage, Frames, Size, Video
 from svdcli.data.order import Order
-from svdcli.data.reader import Corrupt, nearest
+from svdcli.data.reader import Corrupt, by_reason, nearest
 from svdcli.errors import InputError
 
+Found = TypeVar("Found")
 STRIDES = range(1, 9)
 LEAST_TRIED = 20
 """Clips that are tried before their share of corrupt ones stops a run."""
@@ -198,16 +200,25 @@ class Examples:
         return Window(video, tuple(numbers.tolist()), float(fps))
 
     def _load(self, window: Window | Corrupt) -> Example | None:
+        return self._read(window, self._example)
+
+    def _example(self, window: Window) -> Example:
+        pixels = self.footage.take(window.video, window.numbers)
+        return Example(window, pixels, self._motion(window), self.footage.size(window.video))
+
+    def _motion(self, window: Window) -> float:
+        return self.footage.motion(window.video, window.numbers, window.fps)
+
+    def _read(self, window: Window | Corrupt, read: Callable[[Window], Found]) -> Found | None:
+        """What `read` finds in the window, or None where it is corrupt, which is counted."""
         self.tried += 1
         try:
             if isinstance(window, Corrupt):
                 raise window
-            pixels = self.footage.take(window.video, window.numbers)
-            motion = self.footage.motion(window.video, window.numbers, window.fps)
+            return read(window)
         except Corrupt as error:
             self._count(error)
             return None
-        return Example(window, pixels, motion, self.footage.size(window.video))
 
     def _count(self, error: Corrupt) -> None:
         self.corrupt[error.reason] += 1
@@ -215,9 +226,9 @@ class Examples:
             self._first_corrupt.append(error.name)
         bad = sum(self.corrupt.values())
         if self.tried >= LEAST_TRIED and bad > self.wish.max_corrupt_share * self.tried:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.corrupt.most_common())
+            some, reasons = ", ".join(self._first_corrupt), by_reason(self.corrupt.elements())
             raise InputError(
-                f"{bad} of {self.tried} clips cannot be read ({reasons}): {', '.join(self._first_corrupt)}.",
+                f"{bad} of {self.tried} clips cannot be read ({reasons}): {some}.",
                 "Mend them, list them under data.exclude, or raise data.max_corrupt_share.",
             )
 
@@ -231,8 +242,7 @@ class Examples:
     def scores(self, count: int) -> list[float]:
         """Motion scores of that many clips, of the shortest length, drawn as in training but from any video."""
         rng, num_frames, found = np.random.default_rng(0), min(self.wish.num_frames), list[float]()
-        able = [v for v in range(len(self.videos))] if self._order is None else []
-        able = able or [item for _, items in self._by_length for item in items]
+        able = [item for _, items in self._by_length for item in items] if self._order is not None else []
         while len(found) < count:
             if self._order is None:
                 window: Window | Corrupt = self._window_by_stride(rng, num_frames)
@@ -240,11 +250,6 @@ class Examples:
                 window = self._window_by_time(
                     rng, self.videos[able[int(rng.integers(len(able)))]], num_frames
                 )
-            self.tried += 1
-            try:
-                if isinstance(window, Corrupt):
-                    raise window
-                found.append(self.footage.motion(window.video, window.numbers, window.fps))
-            except Corrupt as error:
-                self._count(error)
+            score = self._read(window, self._motion)
+            found += [] if score is None else [score]
         return found

@@ -144,13 +144,12 @@ def _decode_all(paths: list[Path], wanted: Wanted, rows: Path, index: Path) -> N
         name, reason = next(iter(skipped.items()))
         raise InputError(f"None of {len(paths)} videos can be decoded.", f"The first error: {name}: {reason}")
     with atomic_path(rows) as temporary, open(temporary, "wb") as file:
-        shape = (
-            start,
-            wanted.height,
-            wanted.width,
-            3,
-        )  # part by part: one array of all needs the memory twice
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        # Part by part: one array of all needs the memory twice.
+        header = {
+            "descr": "|u1",
+            "fortran_order": False,
+            "shape": (start, wanted.height, wanted.width, 3),
+        }
         np.lib.format.write_array_header_1_0(file, header)
         for part in parts:
             file.write(np.ascontiguousarray(part).data)

@@ -137,13 +137,14 @@ class MotionCalibration:
         log_score = np.interp(bucket, self.buckets, self._log_scores())
         return float(max(0.0, np.exp(log_score) - _LOG_FLOOR))
 
-    def to_list(self) -> list[list[float]]:
-        """Knots as [bucket, score] pairs, for svd.json."""
-        return [[bucket, score] for bucket, score in zip(self.buckets, self.scores, strict=True)]
+    @property
+    def knots(self) -> tuple[tuple[float, float], ...]:
+        """(bucket, score) pairs, for svd.json."""
+        return tuple(zip(self.buckets, self.scores, strict=True))
 
     @classmethod
-    def from_list(cls, knots: Sequence[Sequence[float]]) -> MotionCalibration:
-        """The [bucket, score] pairs of `to_list`; InputError where they are no rising map."""
+    def from_knots(cls, knots: Sequence[Sequence[float]]) -> MotionCalibration:
+        """The [bucket, score] pairs of `knots`; InputError where they are no rising map."""
         try:
             pairs = [(float(bucket), float(score)) for bucket, score in knots]
         except (TypeError, ValueError) as error:

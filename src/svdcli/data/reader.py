@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -31,6 +32,11 @@ class Corrupt(InputError):
             f"{name}: {reason}{said}.", "Copy or export it again, or list it under data.exclude."
         )
         self.name, self.reason = name, reason
+
+
+def by_reason(reasons: Iterable[str]) -> str:
+    """'2 cut off, 1 no video' of a reason each."""
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
 
 
 class Reader(Protocol):

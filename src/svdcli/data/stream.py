@@ -40,6 +40,10 @@ class Choice:
     reader: ReaderName
     frames_fps: float | None = None
 
+    def stride(self, clip: Clip) -> int:
+        """Every how many-th frame of the clip is kept."""
+        return thinning(clip.fps, self.max_fps)
+
 
 class Rows(Sequence[Video]):
     """The videos of a stream, each made when it is looked at."""
@@ -59,7 +63,7 @@ class Rows(Sequence[Video]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         clip = self.clips[index]
-        stride = thinning(clip.fps, self.choice.max_fps)
+        stride = self.choice.stride(clip)
         num_frames = min(-(-clip.num_frames // stride), self.choice.max_frames)
         return Video(clip.key or clip.source, clip.fps / stride, index, num_frames)
 
@@ -109,9 +113,12 @@ class Stream:
         """The clip's own speed, of the index or measured once, times how much faster than life `fps` shows it."""
         if len(numbers) < 2:
             return 0.0
+        return self.speed(video) * fps / self._rate(video, numbers)
+
+    def _rate(self, video: Video, numbers: Sequence[int]) -> float:
+        """At which those frames were filmed, two or more, a second."""
         times = self.times(video)[list(numbers)]
-        actual = (len(numbers) - 1) / (times[-1] - times[0])
-        return float(self.speed(video) * fps / actual)
+        return float((len(numbers) - 1) / (times[-1] - times[0]))
 
     def speed(self, video: Video) -> float:
         """The motion score of the clip as it was filmed. Raises Corrupt."""
@@ -124,9 +131,7 @@ class Stream:
             numbers = range(first, min(first + MEASURED, video.num_frames))
             if len(numbers) < 2:
                 return 0.0
-            times = self.times(video)[list(numbers)]
-            rate = (len(numbers) - 1) / (times[-1] - times[0])
-            self._speeds[identity] = motion_score(self.take(video, numbers), float(rate))
+            self._speeds[identity] = motion_score(self.take(video, numbers), self._rate(video, numbers))
             _keep_speed(self.cache / MOTION_FILE, identity, self._speeds[identity])
         return self._speeds[identity]
 
@@ -140,7 +145,7 @@ class Stream:
         return clip.caption_image, clip.caption_video, clip.caption_summary
 
     def _stride(self, video: Video) -> int:
-        return thinning(self.clips[video.start].fps, self.choice.max_fps)
+        return self.choice.stride(self.clips[video.start])
 
     def _reader(self, video: Video) -> Reader:
         if video.start in self._opened:

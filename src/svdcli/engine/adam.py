@@ -62,19 +62,26 @@ def _advance(
     return mean / divisor, 1 / (1 - betas[0] ** step)
 
 
+def _update_in_float(
+    parameter: Tensor, state: dict[str, Any], lr: float, betas: tuple[float, float], device: torch.device
+) -> None:
+    """With moments in float32 that live on `device`."""
+    assert parameter.grad is not None
+    if "exp_avg" not in state:
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = torch.zeros_like(parameter, device=device, dtype=torch.float32)
+    grad = parameter.grad.to(device, torch.float32)
+    direction, length = _advance(state["exp_avg"], state["exp_avg_sq"], grad, betas, state["step"])
+    parameter.add_(direction.to(parameter.device), alpha=-lr * length)
+
+
 class HostAdamW(_AdamW):
     """Moments in float32 in the host's memory, and moved on there: gradients go down, updates come up."""
 
     def _update(
         self, parameter: Tensor, state: dict[str, Any], lr: float, betas: tuple[float, float], place: int
     ) -> None:
-        assert parameter.grad is not None
-        if "exp_avg" not in state:
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(parameter, device="cpu", dtype=torch.float32)
-        grad = parameter.grad.to("cpu", torch.float32)
-        direction, length = _advance(state["exp_avg"], state["exp_avg_sq"], grad, betas, state["step"])
-        parameter.add_(direction.to(parameter.device), alpha=-lr * length)
+        _update_in_float(parameter, state, lr, betas, torch.device("cpu"))
 
 
 class AdamW8bit(_AdamW):
@@ -87,15 +94,10 @@ class AdamW8bit(_AdamW):
     def _update(
         self, parameter: Tensor, state: dict[str, Any], lr: float, betas: tuple[float, float], place: int
     ) -> None:
-        assert parameter.grad is not None
         if parameter.numel() < SMALLEST:
-            if "exp_avg" not in state:
-                for name in ("exp_avg", "exp_avg_sq"):
-                    state[name] = torch.zeros_like(parameter, dtype=torch.float32)
-            grad = parameter.grad.float()
-            direction, length = _advance(state["exp_avg"], state["exp_avg_sq"], grad, betas, state["step"])
-            parameter.add_(direction, alpha=-lr * length)
+            _update_in_float(parameter, state, lr, betas, parameter.device)
             return
+        assert parameter.grad is not None
         grad = blocks(parameter.grad)
         if "mean" not in state:
             mean, square = torch.zeros_like(grad), torch.zeros_like(grad)

@@ -21,8 +21,8 @@ from svdcli.diffusion.noise import NoiseSource
 from svdcli.diffusion.samplers import SAMPLERS, StepInfo, initial_state
 from svdcli.diffusion.schedules import make_schedule
 from svdcli.engine.memory import Residence
-from svdcli.errors import MachineError
-from svdcli.model.conditioning import Conditioning, augment_picture, condition_on_image
+from svdcli.errors import InputError, MachineError
+from svdcli.model.conditioning import Conditioning, augment_picture, condition_on_image, condition_on_text
 from svdcli.model.settings import Settings
 from svdcli.model.vae import VAE
 
@@ -129,6 +129,31 @@ def condition(residence: Residence, pictures: Tensor, seeds: list[int], sampling
 
 
 @torch.inference_mode()
+def condition_on_prompts(
+    residence: Residence, prompts: list[str], negative: str, sampling: Sampling
+) -> Conditioning:
+    """Captions -> what the network is told of them. Raises InputError where the bundle reads no text."""
+    if "text_encoder" not in residence.files.configs:
+        raise InputError(
+            f"{residence.files.name} was trained without text, so that no prompt says anything to it.",
+            "Give a bundle with a text encoder.",
+        )
+    with residence.use("text_encoder") as text_encoder:
+        tokens = text_encoder([*prompts, negative]).to(residence.dtype)
+    return told_by_tokens(tokens[:-1], tokens[-1:], sampling, residence.files.downscale)
+
+
+def told_by_tokens(tokens: Tensor, null_token: Tensor, sampling: Sampling, downscale: int) -> Conditioning:
+    """Tokens (B, N, D) and those of the null text (1, N, D), with rate and motion unless it is a picture."""
+    size = sampling.height // downscale, sampling.width // downscale
+    null = null_token.expand_as(tokens)
+    if sampling.num_frames == 1:
+        return condition_on_text(tokens, None, None, null, size)
+    fps, bucket = (torch.full((len(tokens),), value) for value in (sampling.fps, sampling.motion_bucket))
+    return condition_on_text(tokens, fps, bucket, null, size)
+
+
+@torch.inference_mode()
 def denoise(
     residence: Residence,
     conditioning: Conditioning,
@@ -138,10 +163,11 @@ def denoise(
 ) -> Tensor:
     """From noise, which the seeds pin, to scaled latents (B, T, c, h, w), float32, on the CPU."""
     sigmas, scales = sampling.sigmas(), sampling.scales()
-    noise = NoiseSource(seeds, (sampling.num_frames, *conditioning.concat.shape[2:]))
     options = {"s_churn": sampling.s_churn} if sampling.s_churn else {}
-    x = initial_state(noise, sigmas).to(residence.device)
     with residence.use("unet") as unet:
+        shape = sampling.num_frames, unet.config.out_channels, *conditioning.concat.shape[3:]
+        noise = NoiseSource(seeds, shape)
+        x = initial_state(noise, sigmas).to(residence.device)
         guided = guided_denoiser(residence, unet, conditioning, scales)
         return SAMPLERS[sampling.sampler](guided, x, sigmas, noise=noise, on_step=on_step, **options).cpu()
 

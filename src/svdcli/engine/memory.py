@@ -23,6 +23,7 @@ from svdcli.model.attention import SpatioTemporalTransformer
 from svdcli.model.blocks import Downsample, SpatioTemporalResBlock, Upsample
 from svdcli.model.bundle import BundleFiles
 from svdcli.model.embedding import EmbeddingMLP
+from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet
 
 Mode = Literal["high", "normal", "low", "none"]
@@ -89,7 +90,7 @@ class Residence:
         if self.device.type == "cuda":
             # On a CPU the library lays weights out itself at each call, from a plain one as quickly.
             replace_tensors(module, channels_last)
-        return module
+        return TextEncoder(module, self.files.path / "tokenizer") if part == "text_encoder" else module
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DeepSpeedStrategy
 from torch import nn
 
 from svdcli.engine.generate import is_out_of_memory
@@ -75,7 +74,7 @@ class Observer:
         self.samples = self.run.sample_every is not None and self._can_sample()
 
     def _can_sample(self) -> bool:
-        if self.state.sharded or isinstance(self.fabric.strategy, DeepSpeedStrategy):
+        if self.state.sharded:
             self._warn("run.sample_every makes no samples: the weights are spread over the devices.")
             return False
         if not isinstance(self.task, Samples):

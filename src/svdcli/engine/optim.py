@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from svdcli.engine.adam import AdamW8bit, HostAdamW
 from svdcli.errors import RecipeError
+from svdcli.model.inflate import is_new
 from svdcli.model.inflate import is_temporal as is_temporal_block
 from svdcli.model.unet import UNet
 from svdcli.recipe.recipe import Optim
@@ -31,10 +32,12 @@ def is_temporal(name: str) -> bool:
 def freeze(network: nn.Module, which: str) -> None:
     """Take spatial or temporal parameters out of training, beside those that the task froze.
 
+    What an image network has not is temporal here, the layers of the ids too: they have nothing to learn from images.
+
     Raises RecipeError where none is left.
     """
     for name, parameter in network.named_parameters():
-        if which == ("temporal" if is_temporal(name) else "spatial"):
+        if which == ("temporal" if is_temporal(name) or is_new(name) else "spatial"):
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in network.parameters()):
         raise RecipeError(f"optim.freeze = {which!r} leaves nothing to train.", "Set it to none.")

@@ -71,7 +71,7 @@ class Planner:
         """Stages that run one after another; only in the mode `high` are all weights there in each."""
         base, high = RUNTIME_BYTES.get(self.device.type, RUNTIME_BYTES["cuda"]), mode == "high"
         if high:
-            base += self.image_encoder + self.vae + self.unet
+            base += self.encoder + self.vae + self.unet
         batched = high and self.device.type == "cuda" and bool((self.sampling.scales() != 1).any())
         encode = base + (0 if high else self.vae) + self.encoder_live
         denoise = base + (0 if high else self.unet_there(mode)) + self.unet_live * (2 if batched else 1)
@@ -83,7 +83,7 @@ class Planner:
                 room = min(room, max(denoise, decode + SMALL_CHUNK * self.frame_live))
             chunk = even_chunk(self.total, int(room - decode) // self.frame_live, self.overlap)
         stages = {
-            "embed": base + (0 if high else self.image_encoder),
+            "embed": base + (0 if high else self.encoder),
             "encode": encode,
             "denoise": denoise,
             "decode": decode + chunk * self.frame_live,
@@ -111,8 +111,12 @@ class Planner:
         return torch.float32.itemsize if upcast else self.dtype.itemsize
 
     @cached_property
-    def image_encoder(self) -> int:
-        return _num_parameters(self.files.build("image_encoder")) * self.dtype.itemsize
+    def encoder(self) -> int:
+        """What reads the picture, or the words."""
+        part = "image_encoder" if "image_encoder" in self.files.configs else "text_encoder"
+        if part not in self.files.configs:
+            return 0
+        return _num_parameters(self.files.build(part)) * self.dtype.itemsize
 
     @cached_property
     def vae(self) -> int:

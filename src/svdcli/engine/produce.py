@@ -1,4 +1,4 @@
-"""Pictures and seeds in, files out: each clip is generated, kept as latents, decoded, written, and described.
+"""Subjects and seeds in, files out: each clip is generated, kept as latents, decoded, written, and described.
 
 The latents are on disk before decoding begins and go only when the clip is whole, so that a decode that fails
 costs nothing: `finish` (the command `svd decode`) takes it up from there.
@@ -21,23 +21,23 @@ import torch
 from torch import Tensor
 
 from svdcli.diffusion.samplers import StepInfo
-from svdcli.engine.generate import Preview, Sampling, condition, decode, denoise
+from svdcli.engine.generate import Preview, Sampling, decode, denoise
 from svdcli.engine.memory import Residence
+from svdcli.engine.subjects import Still, Subject, Told
 from svdcli.errors import InputError, SvdError
 from svdcli.io.files import atomic_path
-from svdcli.io.images import Fit, Picture, fit_picture, read_picture, write_png
+from svdcli.io.images import write_png
 from svdcli.io.latents import load_latents, save_latents
 from svdcli.io.manifest import manifest_text, sidecar_path, versions, write_manifest
 from svdcli.io.sheet import contact_sheet
 from svdcli.io.video import write_video
-from svdcli.model.conditioning import fps_id
 
 
 @dataclass(frozen=True)
 class Job:
     """One clip to make."""
 
-    source: Path
+    subject: Subject
     seed: int
     output: Path
 
@@ -52,9 +52,6 @@ class Writing:
     """frames decoded at a time"""
     overlap: int
     """frames that neighbouring chunks share"""
-    fit: Fit = "crop"
-    turn: bool = False
-    """a portrait picture turns the size on its side"""
     preview: bool = False
 
 
@@ -93,47 +90,41 @@ def produce_one(
 ) -> Clip:
     """Generate one clip and write it."""
     listener.begin(job)
-    picture = read_picture(job.source)
-    for note in picture.notes:
+    told = job.subject.tell(residence, job.seed, sampling)
+    for note in told.notes:
         listener.note(note)
-    sampling = turned(sampling, picture) if writing.turn else sampling
-    fitted = fit_picture(picture, sampling.width, sampling.height, writing.fit)
-    latents = animate(job, fitted, residence, sampling, writing, listener)
-    manifest = describe(job, residence, sampling, writing, picture)
+    latents = animate(job, told, residence, writing, listener)
+    manifest = describe(job, residence, writing, told)
     texts = {"manifest": manifest_text(manifest), "bundle_path": str(residence.files.path.resolve())}
     if writing.kind == "latents":
         with atomic_path(sidecar_path(job.output)) as sidecar:
             write_manifest(sidecar, manifest)
             save_latents(job.output, latents, texts)
-        return Clip(job, manifest, fitted)
+        return Clip(job, manifest, told.picture)
     kept = latents_path(job.output)
     save_latents(kept, latents, texts)
     with kept_on_failure(kept, listener):
         clip = write_clip(job, latents, manifest, residence, writing, listener)
-    return replace(clip, picture=fitted)
+    return replace(clip, picture=told.picture)
 
 
-def animate(
-    job: Job, picture: npt.NDArray[np.float32], residence: Residence, sampling: Sampling, writing: Writing,
-    listener: Listener,
-) -> Tensor:  # fmt: skip
-    """A picture (H, W, 3) in [0, 1] -> scaled latents (T, c, h, w). Raises InputError where they are not finite."""
-    pixels = torch.from_numpy(picture).movedim(-1, 0)[None] * 2 - 1
-    conditioning = condition(residence, pixels, [job.seed], sampling)
-    with previewed(job, writing.preview, listener) as sheet:
-        if sheet is not None:
+def animate(job: Job, told: Told, residence: Residence, writing: Writing, listener: Listener) -> Tensor:
+    """-> scaled latents (T, c, h, w). Raises InputError where they are not finite."""
+    with previewed(job, writing.preview and told.picture is not None, listener) as sheet:
+        if sheet is not None and told.picture is not None:
             scaling_factor = residence.files.configs["vae"]["scaling_factor"]
-            preview = Preview.fit(conditioning.concat[0, 0], pixels[0], scaling_factor)
+            pixels = torch.from_numpy(told.picture).movedim(-1, 0) * 2 - 1
+            preview = Preview.fit(told.conditioning.concat[0, 0], pixels, scaling_factor)
 
         def on_step(info: StepInfo) -> None:
             listener.step(job, info)
             if sheet is not None:
                 write_png(sheet, contact_sheet([preview.frames(info.x0[0])], [f"step {info.index + 1}"]))
 
-        latents = denoise(residence, conditioning, [job.seed], sampling, on_step)[0]
+        latents = denoise(residence, told.conditioning, [job.seed], told.sampling, on_step)[0]
     if not torch.isfinite(latents).all():
         raise InputError(
-            f"{residence.files.name} made numbers of {job.source.name} that are not finite",
+            f"{residence.files.name} made numbers of {job.subject.name} that are not finite",
             "Use --dtype float32 or bfloat16, or check the bundle with `svd models verify`.",
         )
     return latents
@@ -171,7 +162,7 @@ def finish(source: Path, output: Path, residence: Residence, writing: Writing, l
             f"{source.name} holds latents of {latents.shape[1]} channels, and {residence.files.name} decodes {channels}",
             f"Decode it with the bundle that made it: --bundle {manifest.get('bundle', 'REF')}",
         )
-    job = Job(source, int(manifest.get("seed", 0)), output)
+    job = Job(Still(source), int(manifest.get("seed", 0)), output)
     listener.begin(job)
     return write_clip(job, latents, manifest, residence, writing, listener)
 
@@ -191,32 +182,23 @@ def read_latents(source: Path) -> tuple[Tensor, dict[str, Any], str]:
     return latents, manifest, texts.get("bundle_path", "")
 
 
-def turned(sampling: Sampling, picture: Picture) -> Sampling:
-    """The size on its side where one of picture and size is upright and the other lies."""
-    height, width = picture.pixels.shape[:2]
-    if (height - width) * (sampling.height - sampling.width) >= 0:
-        return sampling
-    return replace(sampling, width=sampling.height, height=sampling.width)
-
-
-def describe(
-    job: Job, residence: Residence, sampling: Sampling, writing: Writing, picture: Picture
-) -> dict[str, Any]:
+def describe(job: Job, residence: Residence, writing: Writing, told: Told) -> dict[str, Any]:
     """Every value that makes the clip, with the ids that the network is actually fed."""
+    sampling = told.sampling
     return {
-        "source": str(job.source),
+        "source": str(job.subject.source),
         "output": str(job.output),
         "bundle": residence.files.name,
         "seed": job.seed,
         **asdict(sampling),
-        "fit": writing.fit,
-        "vector_ids": [fps_id(sampling.fps), sampling.motion_bucket, sampling.augment],
+        **told.facts,
+        "vector_ids": [float(f"{i:.7g}") for i in told.conditioning.vector_ids[0].tolist()],
         "sigmas": [float(f"{s:.7g}") for s in sampling.sigmas().tolist()],
         "guidance_scales": [float(f"{s:.7g}") for s in sampling.scales().tolist()],
         "device": str(residence.device),
         "dtype": _name(residence.dtype),
         "vram": residence.mode,
-        "notes": list(picture.notes),
+        "notes": list(told.notes),
         "versions": versions(),
         **decoding(residence, writing),
     }

@@ -73,10 +73,16 @@ class BundleFiles:
     def task(self) -> str:
         return self.settings.task
 
-    def require_task(self, task: str) -> None:
-        """Raise InputError, in one sentence, unless the bundle is of this task."""
-        if self.task == task:
+    @property
+    def downscale(self) -> int:
+        """Pixels a latent, per side."""
+        return int(2 ** (len(self.configs["vae"]["block_out_channels"]) - 1))
+
+    def require_task(self, *tasks: str) -> None:
+        """Raise InputError, in one sentence, unless the bundle is of one of these tasks."""
+        if self.task in tasks:
             return
+        task = tasks[0]
         what = TASKS.get(self.task, f"a model of the task {self.task}")
         if self.task == "multiview":
             raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from svdcli.model.attention import Context
 
-Network = Callable[[Tensor, Tensor, Context, Tensor], Tensor]
+Network = Callable[..., Tensor]
+"""network(x, c_noise, context, ids), with `as_images` for pictures"""
 Rate = TypeVar("Rate", float, Tensor)
 
 
@@ -34,10 +36,12 @@ class Conditioning:
     """latents beside the noisy ones, (B, 1 or T, c, h, w), never scaled by σ; with text no channel"""
     vector_ids: Tensor
     """(B, K) float32: fps id, motion bucket, augmentation σ; with text the first two, of images none"""
+    null_tokens: Tensor | None = None
+    """tokens of the null form, (B, N, D), such as those of the empty text; absent: zeros"""
 
     def null(self) -> Conditioning:
-        """The unconditional form for guidance: context and concat latents are zero, the ids stay."""
-        tokens = torch.zeros_like(self.context.tokens)
+        """The unconditional form for guidance: null tokens, concat latents are zero, the ids stay."""
+        tokens = torch.zeros_like(self.context.tokens) if self.null_tokens is None else self.null_tokens
         return Conditioning(Context(tokens), torch.zeros_like(self.concat), self.vector_ids)
 
     def stacked(self, other: Conditioning) -> Conditioning:
@@ -51,8 +55,11 @@ class Conditioning:
     def bind(self, network: Network) -> Callable[[Tensor, Tensor], Tensor]:
         """network(x, c_noise, context, ids) -> F(x_in, c_noise) for the denoiser.
 
-        The concat latents join behind the input, which the denoiser has scaled already.
+        The concat latents join behind the input, which the denoiser has scaled already. Without ids these are pictures,
+        between which a network with temporal layers mixes nothing.
         """
+        if not self.vector_ids.shape[1]:
+            network = partial(network, as_images=True)
 
         def conditioned(x: Tensor, c_noise: Tensor) -> Tensor:
             if not self.concat.shape[2]:
@@ -76,16 +83,20 @@ def condition_on_image(
     return Conditioning(Context(embedding[:, None]), latent[:, None], ids.to(embedding.device))
 
 
-def condition_on_text(tokens: Tensor, fps: Tensor | None, motion_bucket: Tensor | None) -> Conditioning:
+def condition_on_text(
+    tokens: Tensor, fps: Tensor | None, motion_bucket: Tensor | None, null_tokens: Tensor | None = None,
+    size: tuple[int, int] = (1, 1),
+) -> Conditioning:  # fmt: skip
     """Text conditioning of a batch of clips, each with its own values; of pictures without rate and motion.
 
     tokens: (B, N, D), those of the null text where a caption is dropped. fps (frames a second), motion_bucket: (B,).
+    null_tokens: (B, N, D), for guidance. size: height and width of the latents, where nothing else says it.
     """
     batch = tokens.shape[0]
     ids = tokens.new_zeros((batch, 0), dtype=torch.float32)
     if fps is not None and motion_bucket is not None:
         ids = torch.stack([fps_id(fps), motion_bucket], dim=1).float().to(tokens.device)
-    return Conditioning(Context(tokens), tokens.new_zeros((batch, 1, 0, 1, 1)), ids)
+    return Conditioning(Context(tokens), tokens.new_zeros((batch, 1, 0, *size)), ids, null_tokens)
 
 
 def augment_picture(pixels: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

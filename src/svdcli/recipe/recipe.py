@@ -25,9 +25,9 @@ class Data(Section):
     """file name patterns that are kept for evaluation only"""
     held_out_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """share of the source videos that is kept for evaluation besides, chosen by their names"""
-    width: Annotated[int, Field(ge=64, multiple_of=8)]
+    width: Side
     """pixels"""
-    height: Annotated[int, Field(ge=64, multiple_of=8)]
+    height: Side
     """pixels"""
     buckets: tuple[tuple[Side, Side], ...] = ()
     """further sizes [width, height]; a clip is scaled and cropped to the one nearest to its aspect ratio, and a
@@ -74,8 +74,9 @@ class Optim(Section):
     temporal_lr_scale: Annotated[float, Field(gt=0)] = 1.0
     """times the rate, for the layers that see many"""
     freeze: Literal["none", "spatial", "temporal"] = "none"
-    """which layers stay as they are. In mixed precision the UNet's frozen matrices are held in the half precision
-    that a step computes in, so that they take half the memory and no gradient, moment or average"""
+    """which layers stay as they are; those of the ids are among the temporal: an image network has neither. In mixed
+    precision the UNet's frozen matrices are held in the half precision that a step computes in, so that they take half
+    the memory and no gradient, moment or average"""
     state: Literal["full", "8bit", "host"] = "full"
     """Adam's two moments a weight: in float32, in eight bits each, or in float32 in the host's memory"""
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
@@ -174,6 +175,16 @@ class Recipe(Section):
                 raise ValueError(f"an autoencoder is small: train it with ddp, not with {strategy}")
             if self.machine.precision == "16-mixed":
                 raise ValueError(f"machine.strategy = {strategy!r} needs precision 32-true or bf16-mixed")
+        return self
+
+    @model_validator(mode="after")
+    def _check_frozen(self) -> Recipe:
+        if (
+            self.optim.freeze == "spatial"
+            and isinstance(self.task, TextToVideoTask)
+            and self.task.image_share
+        ):
+            raise ValueError("task.image_share trains nothing where optim.freeze is spatial")
         return self
 
     @model_validator(mode="after")

@@ -156,14 +156,6 @@ class TextToVideoTask(TextTask, VideoTask):
     p_std: Annotated[float, Field(gt=0)] = 1.0
     image_share: Fraction = 0.0
     """share of batches that are images: as many frames as clips otherwise, without the temporal layers"""
-    train: Literal["all", "temporal", "spatial"] = "all"
-    """temporal: what a video network has and an image network has not, the layers of the ids among it"""
-
-    @model_validator(mode="after")
-    def _check_train(self) -> Self:
-        if self.train == "temporal" and self.image_share:
-            raise ValueError("image_share trains nothing where train is temporal")
-        return self
 
 
 class ImageToVideoTask(VideoTask):

@@ -5,6 +5,7 @@ One loop runs them all.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from svdcli.data.dataset import by_reason
 from svdcli.data.examples import Batches
 from svdcli.data.footage import Footage
+from svdcli.data.reader import by_reason
+from svdcli.engine.launch import processes
 from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.tasks import TextToImageTask, TextToVideoTask, VAETask
 
@@ -84,7 +86,7 @@ def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
 
 def batches_of(recipe: Recipe) -> Batches:
     """How the batches of a run follow each other, over all its processes."""
-    parts = recipe.run.accumulate * recipe.machine.devices
+    parts = recipe.run.accumulate * math.prod(processes(recipe.machine))
     return Batches(recipe.run.batch_size, recipe.run.seed, parts)
 
 
@@ -94,7 +96,7 @@ def data_notes(train_set: Footage, held_out: Footage, kind: str = "videos", left
     skipped = train_set.skipped
     if skipped:
         some = ", ".join(list(skipped)[:3]) + (", ..." if len(skipped) > 3 else "")
-        reasons = by_reason(skipped)
+        reasons = by_reason(skipped.values())
         notes[0] += f"; {len(skipped)} could not be read and are left out ({reasons}): {some}"
     if left_out:
         notes.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from svdcli.data.examples import Batches, Example, Examples, Wish
 from svdcli.data.motion import MotionCalibration, motion_score
+from svdcli.engine.generate import Sampling
 from svdcli.engine.tasks.latents import LatentTask
 from svdcli.errors import InputError
 from svdcli.recipe.recipe import Data
@@ -74,12 +75,16 @@ class ClipTask(LatentTask):
         -> its number, its first frames (T, H, W, 3) at about EVALUATION_FPS, and their rate.
         """
         num_frames, clips = min(self.task.num_frames), []
-        for index, video in enumerate(self.held_out.videos[::2]):
+        for index, video in enumerate(self.judged):
             stride = max(1, round(video.fps / EVALUATION_FPS))
             if (num_frames - 1) * stride < video.num_frames:
                 frames = self.held_out.take(video, range(0, num_frames * stride, stride))
                 clips.append((index, frames, video.fps / stride))
         return clips
+
+    def sampling(self, frames: npt.NDArray[np.uint8], fps: float) -> Sampling:
+        """With the rate and the motion of the clip."""
+        return replace(super().sampling(frames, fps), fps=fps, motion_bucket=self.bucket(frames, fps))
 
     def usual_fps(self) -> float:
         """The middle of the range of rates."""

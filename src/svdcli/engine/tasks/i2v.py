@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from torch import Tensor, nn
 from svdcli.data.examples import Batches, Example
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
-from svdcli.engine.generate import Sampling, decode, generate, to_frames
+from svdcli.engine.generate import Sampling, condition, to_frames
 from svdcli.engine.latents import to_pixels
-from svdcli.engine.samples import NUM_SAMPLES, Held, Sample
+from svdcli.engine.memory import Residence
 from svdcli.engine.tasks import Preview
 from svdcli.engine.tasks.clips import ClipTask, place_of
 from svdcli.engine.tasks.parts import NUM_IDS, load_image_to_video, require_same, save_image_to_video
-from svdcli.model.conditioning import augment_picture, condition_on_image
+from svdcli.model.conditioning import Conditioning, augment_picture, condition_on_image
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.settings import Settings
 from svdcli.model.unet import UNet, UNetConfig
@@ -30,7 +29,6 @@ from svdcli.recipe.recipe import Data
 from svdcli.recipe.tasks import ImageToVideoTask
 
 EVALUATION_AUGMENT = 0.02
-DECODE_CHUNK, DECODE_OVERLAP = 8, 3
 
 
 class Continuation(nn.Module):
@@ -159,30 +157,15 @@ class ImageToVideo(ClipTask):
         return Batch(self.encoded(pixels), pixels[:, 0], fed, moved, noised)
 
     def settings(self) -> Settings:
-        """How the bundle is best sampled."""
         return self.suggested("i2v", self.task, self.network.unet.config.num_frames, self.usual_fps())
 
-    def sample(self, networks: Mapping[str, nn.Module]) -> list[Sample]:
-        """Held-out clips as they went on, and as each network continues their first frame; see `Samples`.
+    def parts(self, network: Continuation) -> dict[str, nn.Module]:
+        return super().parts(network) | {"image_encoder": network.image_encoder}
 
-        As the bundle suggests to sample, but with the rate and the motion of the clip beside it.
-        """
-        suggested, samples = Sampling.of(self.settings()), []
-        for index, frames, fps in self.evaluated()[:NUM_SAMPLES]:
-            bucket = self.bucket(frames, fps)
-            sampling = replace(suggested, fps=fps, motion_bucket=bucket)
-            video = self.held_out.videos[::2][index]
-            numbers = range(0, video.num_frames, max(1, round(video.fps / fps)))[: sampling.num_frames]
-            whole = self.held_out.take(video, numbers)
-            views = {"held-out": np.asarray(whole)}
-            for name, network in networks.items():
-                assert isinstance(network, Continuation)
-                parts = {"unet": network.unet, "image_encoder": network.image_encoder, "vae": self.vae}
-                residence = Held(parts, self.device)
-                latents = generate(residence, to_pixels(frames[:1]), [index], sampling)[0]
-                views[name] = decode(residence, latents, DECODE_CHUNK, DECODE_OVERLAP)[0]
-            samples.append(Sample(video.name, fps, views))
-        return samples
+    def told(
+        self, residence: Residence, index: int, frames: npt.NDArray[np.uint8], sampling: Sampling
+    ) -> Conditioning:
+        return condition(residence, to_pixels(frames[:1]), [index], sampling)
 
     def export(self, network: Continuation, folder: Path, recipe_text: str) -> None:
         """The bundle of the averaged weights, in half precision, in `bundle/`."""

@@ -139,12 +139,11 @@ def save_image_to_video(
 
     `small` puts some of its weights in 8 bits, see `compact`.
     """
-    knots = tuple((float(bucket), float(score)) for bucket, score in calibration.to_list())
     modules = {"unet": unet, "image_encoder": image_encoder, "vae": vae}
     parts = {name: part_of(module, torch.float16) for name, module in modules.items()}
     if small:
         parts = {name: compact(part) for name, part in parts.items()}
-    save_bundle(parts, folder, replace(settings, motion_calibration=knots))
+    save_bundle(parts, folder, replace(settings, motion_calibration=calibration.knots))
 
 
 def own(module: Module) -> Module:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from svdcli.errors import RecipeError
 from svdcli.model.bundle import open_bundle
 from svdcli.model.discriminator import PatchDiscriminator
-from svdcli.model.inflate import ID_WIDTH, is_new, video_config
+from svdcli.model.inflate import video_config
 from svdcli.model.text_encoder import build as build_text
 from svdcli.model.unet import UNet
 from svdcli.model.vae import VAE, VAEConfig
@@ -78,22 +78,12 @@ def clip_lengths(recipe: Recipe) -> tuple[int, ...]:
 
 
 def _vae(recipe: Recipe, num_frames: int) -> Sketch:
-    from svdcli.engine.tasks.vae import Reconstruction
+    from svdcli.engine.tasks.vae import Reconstruction, freeze_but_trained, new_vae
 
     task, batch = recipe.task, recipe.run.batch_size
     assert isinstance(task, VAETask)
-    vae = VAE(
-        VAEConfig(
-            down_block_types=("DownEncoderBlock2D",) * len(task.block_out_channels),
-            block_out_channels=task.block_out_channels,
-            layers_per_block=task.layers_per_block,
-            latent_channels=task.latent_channels,
-            norm_num_groups=task.norm_num_groups,
-        )
-    )
-    if task.train == "decoder":
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
+    vae = new_vae(task, recipe.data.width)
+    freeze_but_trained(vae, task)
     side = task.crop // task.downscale
 
     def run(network: nn.Module) -> Tensor:
@@ -135,7 +125,8 @@ def _i2v(recipe: Recipe, num_frames: int) -> Sketch:
 
 def _text(recipe: Recipe, num_frames: int) -> Sketch:
     """Of images, where they have one frame and no time."""
-    from svdcli.engine.tasks.t2v import NUM_IDS
+    from svdcli.engine.tasks.t2i import freeze_but_trained
+    from svdcli.engine.tasks.t2v import NUM_IDS, id_width
     from svdcli.engine.tasks.text import Painter, TextBatch, new_image_unet
 
     task, batch = recipe.task, recipe.run.batch_size
@@ -144,13 +135,9 @@ def _text(recipe: Recipe, num_frames: int) -> Sketch:
     unet = new_image_unet(task, latents.vae.config, recipe.data.width)
     if isinstance(task, TextToVideoTask):
         with torch.device("meta"):
-            unet = UNet(
-                video_config(unet.config, num_frames, NUM_IDS, min(ID_WIDTH, task.block_out_channels[0]))
-            )
-        for name, parameter in unet.named_parameters():
-            parameter.requires_grad_(task.train == "all" or is_new(name) == (task.train == "temporal"))
-    elif isinstance(task, TextToImageTask) and task.train == "time_embedding":
-        unet.requires_grad_(False).time_embedding.requires_grad_(True)
+            unet = UNet(video_config(unet.config, num_frames, NUM_IDS, id_width(task)))
+    elif isinstance(task, TextToImageTask):
+        freeze_but_trained(unet, task)
     num_tokens = NUM_TOKENS if task.text is not None else 1
 
     def run(network: nn.Module) -> Tensor:

@@ -6,6 +6,7 @@ levels; so the paper trains the time embedding alone first, and then everything.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,16 @@ from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.parts import as_reference
 from svdcli.engine.tasks.text import Painter, TextBatch, TextTask
 from svdcli.model.bundle import open_bundle
+from svdcli.model.settings import Settings
+from svdcli.model.unet import UNet
 from svdcli.recipe.recipe import Data
 from svdcli.recipe.tasks import TextToImageTask
+
+
+def freeze_but_trained(unet: UNet, task: TextToImageTask) -> None:
+    """Take out of training what `task.train` does not name."""
+    if task.train == "time_embedding":
+        unet.requires_grad_(False).time_embedding.requires_grad_(True)
 
 
 class TextToImage(TextTask):
@@ -32,8 +41,7 @@ class TextToImage(TextTask):
         self.task = task
         super().__init__(task, data, batches, device, cache)
         unet = self.prepare_unet()
-        if task.train == "time_embedding":
-            unet.requires_grad_(False).time_embedding.requires_grad_(True)
+        freeze_but_trained(unet, task)
         self.network = Painter(unet)
 
     def batch(self, seed: list[int]) -> TextBatch:
@@ -44,7 +52,7 @@ class TextToImage(TextTask):
         """The middle frame of every other held-out video."""
         return [
             (index, self.held_out.take(video, [video.num_frames // 2]), video.fps)
-            for index, video in enumerate(self.held_out.videos[::2])
+            for index, video in enumerate(self.judged)
         ]
 
     def held_out_clip(self, index: int, frames: npt.NDArray[np.uint8], fps: float) -> TextBatch:
@@ -61,7 +69,9 @@ class TextToImage(TextTask):
         told = f"{start} was trained to predict {scheduler['prediction_type']}, and has to learn to predict v"
         return [*super().notes(), told]
 
+    def settings(self) -> Settings:
+        return self.suggested("image", self.task, 1, 7.0)
+
     def export(self, network: Painter, folder: Path, recipe_text: str) -> None:
         """The image bundle, see `save`; diffusers loads its UNet as a `UNet2DConditionModel`."""
-        settings = self.suggested("image", self.task, 1, 7.0, recipe_text)
-        self.save(network, folder, settings)
+        self.save(network, folder, replace(self.settings(), recipe=recipe_text))

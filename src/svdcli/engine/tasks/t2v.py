@@ -16,12 +16,18 @@ from svdcli.data.examples import Batches
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.clips import ClipTask
 from svdcli.engine.tasks.text import Painter, TextBatch, TextTask
-from svdcli.model.inflate import ID_WIDTH, inflate, is_new
+from svdcli.model.inflate import ID_WIDTH, inflate
+from svdcli.model.settings import Settings
 from svdcli.recipe.recipe import Data
 from svdcli.recipe.tasks import TextToVideoTask
 
 NUM_IDS = 2
 """Vector ids of a text-to-video model: fps and motion bucket (SVD paper, app. D.2)."""
+
+
+def id_width(task: TextToVideoTask) -> int:
+    """Numbers that each id is told by: SVD's, or fewer in a network that is narrower than that."""
+    return min(ID_WIDTH, task.block_out_channels[0])
 
 
 class TextToVideo(TextTask, ClipTask):
@@ -35,10 +41,7 @@ class TextToVideo(TextTask, ClipTask):
         super().__init__(task, data, batches, device, cache)
         unet = self.prepare_unet()
         if not unet.config.temporal:
-            id_width = min(ID_WIDTH, task.block_out_channels[0])
-            unet = inflate(unet, max(task.num_frames), NUM_IDS, id_width).train()
-        for name, parameter in unet.named_parameters():
-            parameter.requires_grad_(task.train == "all" or is_new(name) == (task.train == "temporal"))
+            unet = inflate(unet, max(task.num_frames), NUM_IDS, id_width(task)).train()
         self.network = Painter(unet)
 
     def batch(self, seed: list[int]) -> TextBatch:
@@ -55,9 +58,13 @@ class TextToVideo(TextTask, ClipTask):
         rate, bucket = (torch.tensor([v], device=self.device) for v in (fps, self.bucket(frames, fps)))
         return TextBatch(self.encoded(pixels), (self.held_out_text(index),), rate, bucket)
 
+    def settings(self) -> Settings:
+        return self.suggested("t2v", self.task, max(self.task.num_frames), self.usual_fps())
+
     def export(self, network: Painter, folder: Path, recipe_text: str) -> None:
         """The text-to-video bundle, see `save`, with the calibration that its motion buckets were trained by."""
-        num_frames = max(self.task.num_frames)
-        settings = self.suggested("t2v", self.task, num_frames, self.usual_fps(), recipe_text)
-        knots = tuple((float(bucket), float(score)) for bucket, score in self.calibration.to_list())
-        self.save(network, folder, replace(settings, motion_calibration=knots))
+        self.save(
+            network,
+            folder,
+            replace(self.settings(), recipe=recipe_text, motion_calibration=self.calibration.knots),
+        )

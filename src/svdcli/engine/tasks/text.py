@@ -8,23 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from svdcli.data.examples import Example, Examples, Wish
 from svdcli.diffusion.denoiser import Denoiser
 from svdcli.diffusion.loss import denoising_loss, draw_sigma
+from svdcli.engine.generate import Sampling, told_by_tokens
+from svdcli.engine.memory import Residence
 from svdcli.engine.tasks import Preview
 from svdcli.engine.tasks.clips import place_of
 from svdcli.engine.tasks.latents import LatentTask
 from svdcli.engine.tasks.parts import as_reference, load_unet, require_same, save_text_bundle
 from svdcli.errors import InputError
 from svdcli.model.bundle import load_text_encoder, open_bundle
-from svdcli.model.conditioning import condition_on_text
+from svdcli.model.conditioning import Conditioning, condition_on_text
 from svdcli.model.settings import Settings
 from svdcli.model.text_encoder import TextEncoder, require_tokenizer
 from svdcli.model.unet import UNet, UNetConfig
@@ -102,7 +104,7 @@ class Painter(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, batch: TextBatch, tokens: Tensor) -> Tensor:
         """Noisy latents (B, T, c, h, w) times c_in, c_noise (B,), tokens (B, N, D) -> F."""
         conditioning = condition_on_text(tokens, batch.fps, batch.motion_bucket)
-        return conditioning.bind(partial(self.unet, as_images=batch.are_images))(x, c_noise)
+        return conditioning.bind(self.unet)(x, c_noise)
 
 
 def new_image_unet(task: TextKeys, vae: VAEConfig, width: int) -> UNet:
@@ -202,9 +204,16 @@ class TextTask(LatentTask):
     ) -> Tensor:
         return self.losses(network, clip, sigma, generator)
 
+    def told(
+        self, residence: Residence, index: int, frames: npt.NDArray[np.uint8], sampling: Sampling
+    ) -> Conditioning:
+        """The clip's own caption."""
+        tokens = self.tokens((self.held_out_text(index), ""))
+        return told_by_tokens(tokens[:1], tokens[1:], sampling, self.vae.config.downscale)
+
     def held_out_text(self, index: int) -> str:
         """The caption that the most of training would tell that clip of `evaluated` by."""
-        captions = self.held_out.captions(self.held_out.videos[::2][index])
+        captions = self.held_out.captions(self.judged[index])
         order = np.argsort([-share for share in self.task.caption_mix], kind="stable")
         return next((captions[i] for i in order if captions[i].strip()), "")
 

@@ -73,6 +73,29 @@ class Scores(NamedTuple):
         return (1 - self.real).relu().mean() + (1 + self.fake).relu().mean(), -self.judged.mean()
 
 
+def new_vae(task: VAETask, width: int) -> VAE:
+    """An autoencoder as the recipe shapes it, for pictures of about that width; its weights are yet to be set."""
+    return VAE(
+        VAEConfig(
+            down_block_types=("DownEncoderBlock2D",) * len(task.block_out_channels),
+            block_out_channels=task.block_out_channels,
+            layers_per_block=task.layers_per_block,
+            latent_channels=task.latent_channels,
+            sample_size=width,
+            scaling_factor=1.0,
+            force_upcast=False,
+            norm_num_groups=task.norm_num_groups,
+        )
+    )
+
+
+def freeze_but_trained(vae: VAE, task: VAETask) -> None:
+    """Take out of training what `task.train` does not name."""
+    if task.train == "decoder":
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+
+
 class Autoencoder:
     """See `Task`."""
 
@@ -88,22 +111,9 @@ class Autoencoder:
             vae = load_vae(task.start)
             require_same(vae.config, task)
         else:
-            vae = VAE(
-                VAEConfig(
-                    down_block_types=("DownEncoderBlock2D",) * len(task.block_out_channels),
-                    block_out_channels=task.block_out_channels,
-                    layers_per_block=task.layers_per_block,
-                    latent_channels=task.latent_channels,
-                    sample_size=data.width,
-                    scaling_factor=1.0,
-                    force_upcast=False,
-                    norm_num_groups=task.norm_num_groups,
-                )
-            )
+            vae = new_vae(task, data.width)
             self._begin(vae)
-        if task.train == "decoder":
-            vae.encoder.requires_grad_(False)
-            vae.quant_conv.requires_grad_(False)
+        freeze_but_trained(vae, task)
         self.network = Reconstruction(vae, PatchDiscriminator() if task.adversarial_weight else None)
         self.perceptual = load_perceptual().to(device) if task.perceptual_weight else None
 
