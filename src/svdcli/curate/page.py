@@ -55,7 +55,8 @@ tr:first-child th, th:first-child { color: var(--soft) }
 .square td { font-variant-numeric: tabular-nums } .square .self { font-weight: 600 } td.r { color: var(--soft) }
 details { background: var(--card); border-radius: 8px; padding: .5rem .8rem; margin: .4rem 0; overflow-wrap: anywhere }
 summary { cursor: pointer } code, pre { font: .82rem ui-monospace, monospace; overflow-wrap: anywhere; white-space: pre-wrap }
-pre { background: var(--card); padding: .7rem; border-radius: 8px } footer { color: var(--soft); font-size: .8rem; margin: 2.5rem 0 }
+pre { background: var(--card); padding: .7rem; border-radius: 8px }
+footer { color: var(--soft); font-size: .8rem; margin: 2.5rem 0 }
 @media (max-width: 720px) { .axis { grid-template-columns: 1fr } .axis h3, .axis > .note, .axis > figure { grid-column: 1 }
         .funnel .row { grid-template-columns: 1fr 1fr } .funnel .track { grid-column: 1 / 3; grid-row: 2 }
         .funnel .words { grid-column: 1 / 3 } }

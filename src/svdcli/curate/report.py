@@ -53,9 +53,7 @@ def write_report(folder: Path) -> Path:
         title=_text(folder.resolve().name),
         summary=_summary(figures, failures),
         funnel=_funnel(folder, figures["all"], found, failures),
-        filters="".join(_axis(folder, axis, found) for axis in scores)
-        if found
-        else f"<p>{_text(reason)}</p>",
+        filters=_filters(folder, scores, found) if found else f"<p>{_text(reason)}</p>",
         overlaps=_overlaps(found) if found else "<p>See above.</p>",
         cuts=_cuts(folder),
         statistics=_statistics(figures),
@@ -157,8 +155,8 @@ def _twins(folder: Path) -> str:
     if not pairs:
         return ""
     shown = "".join(
-        f"<figure title='{_text(keeper)} stands for {_text(clip)}'><span>{_picture(folder, keeper)}{_picture(folder, clip)}</span>"
-        f"<figcaption>kept | dropped</figcaption></figure>"
+        f"<figure title='{_text(keeper)} stands for {_text(clip)}'>"
+        f"<span>{_picture(folder, keeper)}{_picture(folder, clip)}</span><figcaption>kept | dropped</figcaption></figure>"
         for keeper, clip in pairs
     )
     return (
