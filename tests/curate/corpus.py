@@ -99,3 +99,52 @@ def write_files(folder: Path, row: CutClip, video: bytes, seed: int = 0) -> None
     proxy = folder / "proxies" / row.id[:2] / f"{row.id}.npz"
     proxy.parent.mkdir(parents=True, exist_ok=True)
     Proxy(np.arange(5) / 2, frames, frames[[0, 2, 4]]).save(proxy)
+
+
+def write_whole(
+    folder: Path, videos: Sequence[bytes], num_sources: int = 3, clips_each: int = 4, first: int = 0
+) -> list[CutClip]:
+    """Tables, videos and proxies of so many clips, scored by the four axes of the paper; rising motion."""
+    sources = [source(first + i) for i in range(num_sources)]
+    clips = [
+        clip(of, 10 * k, 2, videos[(i + k) % len(videos)], opens="start" if k == 0 else "hard")
+        for i, of in enumerate(sources)
+        for k in range(clips_each)
+    ]
+    write_rows(folder, sources, clips)
+    for number, row in enumerate(clips):
+        write_files(
+            folder,
+            row,
+            videos[(number // clips_each + number % clips_each) % len(videos)],
+            first * 100 + number,
+        )
+    numbers = np.arange(len(clips)) / len(clips)
+    rng = np.random.default_rng(first)
+    ids = [row.id for row in clips]
+    write_numbers(folder, "motion", "motion", dict(zip(ids, numbers.tolist(), strict=True)))
+    write_numbers(
+        folder, "aesthetic", "aesthetic", dict(zip(ids, (4 + rng.random(len(ids))).tolist(), strict=True))
+    )
+    write_numbers(folder, "caption_image", "unused", dict.fromkeys(ids, 0.0))
+    likeness = {name: [0.3, [0.2, 0.3, 0.4]] for name in ids}
+    write_scores(folder, "similarity", {"similarity": float, "similarities": list}, likeness)
+    areas = {name: [0.02, [0.0, 0.25, 0.25, 0.5, 0.25, 0.5, 0.5, 0.25, 0.5]] for name in ids}
+    areas[ids[-1]] = [0.2, [1.0, 0.1, 0.1, 0.9, 0.1, 0.9, 0.5, 0.1, 0.5]]
+    write_scores(folder, "text", {"text_area": float, "text_boxes": list}, areas)
+    return clips
+
+
+HASHES = {"packets": str, "phash": str, "change_hash": str, "pixels": int, "seconds": float}
+
+
+def write_hashes(folder: Path, clips: Sequence[CutClip], same: Mapping[str, str] | None = None) -> None:
+    """Hashes that differ, but of clips in `same`, which have those of another."""
+    made = {}
+    for row in clips:
+        name = (same or {}).get(row.id, row.id)
+        seed = hashlib.sha256(name.encode()).hexdigest()
+        phash = "".join(hashlib.sha256(f"{seed}{i}".encode()).hexdigest() for i in range(2))
+        changes = hashlib.sha256(f"{seed}c".encode()).hexdigest()[:56]
+        made[row.id] = [seed[:32], phash, changes, row.width * row.height, row.end - row.start]
+    write_scores(folder, "duplicates", HASHES, made)

@@ -6,7 +6,7 @@ database; nothing is written, no file is locked, and any number of processes may
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +68,7 @@ class Catalogue:
             if any(path.glob(PARTS)):
                 self._add_scores(path.name, path)
         if (folder / SELECTION).is_file():
-            selection = _text(str(folder / SELECTION), escape=True)
+            selection = text(str(folder / SELECTION), escape=True)
             self._run(f"CREATE VIEW selection AS SELECT * FROM read_parquet({selection})")
 
     def __enter__(self) -> Catalogue:
@@ -107,6 +107,16 @@ class Catalogue:
     def register(self, name: str, table: Any) -> None:
         """Make a pyarrow table known under a name."""
         self.connection.register(name, table)
+
+    def make(self, name: str, columns: Mapping[str, list[str]]) -> None:
+        """Make a temporary table of texts."""
+        import pyarrow as pa
+
+        self.register(
+            "made", pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()})
+        )
+        self.rows(f"CREATE OR REPLACE TEMP TABLE {quoted(name)} AS SELECT * FROM made")
+        self.connection.unregister("made")
 
     def column(self, name: str) -> Column:
         """The score `COLUMN` or `TABLE.COLUMN`, or what the clips' table says, among it seconds, side and resolution.
@@ -194,20 +204,20 @@ def number(value: float) -> str:
     return f"CAST('{value!r}' AS DOUBLE)"
 
 
-def _text(text: str, escape: bool = False) -> str:
+def text(value: str, escape: bool = False) -> str:
     """A text as SQL holds it; `escape` takes the meaning from the signs of a glob pattern."""
     if escape:
-        text = "".join(f"[{sign}]" if sign in "*?[" else sign for sign in text)
-    return "'" + text.replace("'", "''") + "'"
+        value = "".join(f"[{sign}]" if sign in "*?[" else sign for sign in value)
+    return "'" + value.replace("'", "''") + "'"
 
 
 def text_list(texts: Iterable[str]) -> str:
     """Texts as the list of an IN."""
-    return "(" + ", ".join(map(_text, texts)) + ")"
+    return "(" + ", ".join(map(text, texts)) + ")"
 
 
 def _parts(folder: Path) -> str:
-    pattern = _text(str(folder), escape=True)[:-1] + f"/{PARTS}'"
+    pattern = text(str(folder), escape=True)[:-1] + f"/{PARTS}'"
     return f"read_parquet({pattern}, union_by_name = true, hive_partitioning = false)"
 
 

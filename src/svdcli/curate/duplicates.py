@@ -1,62 +1,46 @@
-"""Clips that show the same: which one stays, and by which the others are represented."""
+"""Clips that show the same: which one stays, and which it stands for.
+
+What is the same is said by `annotate.groups`, of the hashes that the annotator `duplicates` made and of the embeddings
+of `clip_embedding` where there are any. All hashes are held in memory, some two kilobytes a clip.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
+from svdcli.curate.annotate.groups import groups
 from svdcli.curate.catalogue import Catalogue
-from svdcli.errors import InputError
+
+DUPLICATES, EMBEDDINGS = "duplicates", "clip_embedding"
+TWINS = "twins"
+"""a temporary table: clip, keeper; a row a clip that goes"""
+_FIRST = 1 << 40
+"""pixels that no frame has"""
 
 
 def find_duplicates(catalogue: Catalogue, stay: bool) -> int:
-    """A temporary table `twins` (clip, keeper), a row a clip that goes; -> how many.
+    """Make the table of twins; -> how many there are.
 
-    Of each group stays the first of: kept by the last selection (if `stay`), most pixels, longest, smallest id.
+    Of each group stays the first of: kept by the last selection (if `stay`), most pixels, longest, smallest id. So
+    what is packed stays, though a better copy comes later. Raises InputError where the hashes were not made.
     """
-    if "duplicates" not in catalogue.scores:
-        raise InputError(
-            "The filter of duplicates needs the table of the annotator duplicates, which was not computed.",
-            'Run svd curate annotate with it, or set filter.duplicates = "keep".',
-        )
-    groups = grouped(_same_packets(catalogue))
-    catalogue.rows("CREATE OR REPLACE TEMP TABLE groups (clip VARCHAR, number INTEGER)")
-    members = [(clip, number) for number, group in enumerate(groups) for clip in group]
-    if members:
-        catalogue.connection.executemany("INSERT INTO groups VALUES (?, ?)", members)
-    kept = catalogue.has("selection") and stay
-    earlier = "coalesce(s.kept, false)" if kept else "false"
-    join = "LEFT JOIN selection s ON s.clip = g.clip" if kept else ""
-    catalogue.rows(
-        "CREATE OR REPLACE TEMP TABLE twins AS SELECT clip, keeper FROM (SELECT g.clip, first_value(g.clip) OVER ("
-        f"PARTITION BY g.number ORDER BY {earlier} DESC, c.width * c.height DESC, "
-        'round((c."end" - c.start) * 1e6) DESC, g.clip) AS keeper '
-        f"FROM groups g JOIN clips c ON c.id = g.clip {join}) WHERE clip != keeper"
+    catalogue.column(f"{DUPLICATES}.packets")
+    rows = catalogue.records(f"SELECT * EXCLUDE (version) FROM scores_{DUPLICATES} WHERE not_computed = ''")
+    if stay and catalogue.has("selection"):
+        kept = {row[0] for row in catalogue.rows("SELECT clip FROM selection WHERE kept")}
+        for row in rows:
+            row["pixels"] += _FIRST * (row["clip"] in kept)
+    twins = [
+        (other, group.keeper) for group in groups(rows, _embeddings(catalogue)) for other in group.others
+    ]
+    catalogue.make(TWINS, {"clip": [clip for clip, _ in twins], "keeper": [keeper for _, keeper in twins]})
+    return len(twins)
+
+
+def _embeddings(catalogue: Catalogue) -> dict[str, Any]:
+    if EMBEDDINGS not in catalogue.scores.get(EMBEDDINGS, {}):
+        return {}
+    found = catalogue.rows(
+        f"SELECT clip, {EMBEDDINGS} FROM scores_{EMBEDDINGS} WHERE {EMBEDDINGS} IS NOT NULL"
     )
-    return int(catalogue.row("SELECT count(*) FROM twins")[0])
-
-
-def grouped(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Pairs that belong together -> groups, each in order."""
-    leader: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while leader.setdefault(name, name) != name:
-            leader[name] = name = leader[leader[name]]
-        return name
-
-    for a, b in pairs:
-        first, second = sorted((find(a), find(b)))
-        leader[second] = first
-    groups: dict[str, list[str]] = {}
-    for name in sorted(leader):
-        groups.setdefault(find(name), []).append(name)
-    return list(groups.values())
-
-
-def _same_packets(catalogue: Catalogue) -> list[tuple[str, str]]:
-    rows = catalogue.rows(
-        "SELECT min(clip) OVER (PARTITION BY packets), clip FROM scores_duplicates WHERE hash(packets) IN "
-        "(SELECT h FROM (SELECT hash(packets) AS h, count(*) AS n FROM scores_duplicates "
-        "WHERE packets != '' GROUP BY h) WHERE n > 1) AND packets != ''"
-    )
-    return [(first, clip) for first, clip in rows if first != clip]
+    return dict(found)

@@ -9,14 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from svdcli.curate.catalogue import MICROSECONDS, Catalogue, Column, number, quoted, text_list
+from svdcli.curate.duplicates import DUPLICATES, TWINS
 from svdcli.curate.journal import ANNOTATE, Ledger
 from svdcli.curate.lock import WHOLE, Threshold
 from svdcli.curate.waterfall import Amount
 from svdcli.errors import InputError, RecipeError
 from svdcli.recipe.filter import Axis
-
-TWINS = "twins"
-"""the temporary table of `duplicates`: clip, keeper"""
 
 FAILED = "failed to be measured"
 
@@ -48,6 +46,12 @@ class Pool:
         self.catalogue = catalogue
         self.sources: dict[str, Source] = {}
         self._columns: dict[str, Column] = {}
+        self.hashed: Source | None = None
+        """what is known of duplicates"""
+        if with_twins:
+            column = self._column(f"{DUPLICATES}.packets")
+            nothing = Axis(column=f"{DUPLICATES}.packets", drop="nothing")
+            self.hashed = Source(DUPLICATES, nothing, column, f"p.{quoted(column.name)}", "''", "")
         for name, axis in axes.items():
             self.sources[name] = self._source(name, axis)
         self.whole_keys = False

@@ -11,16 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from svdcli.curate.catalogue import SELECTION, Catalogue
-from svdcli.curate.duplicates import find_duplicates
+from svdcli.curate.catalogue import SELECTION, Catalogue, text
+from svdcli.curate.duplicates import DUPLICATES, TWINS, find_duplicates
 from svdcli.curate.lock import WHOLE, FrozenAxis, Lock, Threshold, read_lock
-from svdcli.curate.pool import FAILED, TWINS, Pool, Source
+from svdcli.curate.pool import FAILED, Pool, Source
 from svdcli.curate.waterfall import Reason, Waterfall, waterfall
+from svdcli.data.shards import require_pyarrow
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
 from svdcli.recipe.filter import Axis, Filter
 
-DUPLICATES = "duplicates"
+_FILTER = "filter"
+"""the key of the settings in the selection's own metadata"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,18 @@ def select(
         return Selection(folder, found, new, judge.pool.correlations(), notes)
 
 
+def last_settings(folder: Path) -> Filter | None:
+    """What the selection of a curation folder was made by; None where there is none. Raises InputError."""
+    if not (folder / SELECTION).is_file():
+        return None
+    pa, pq = require_pyarrow()
+    try:
+        told = pq.read_schema(folder / SELECTION).metadata[_FILTER.encode()]
+        return Filter.model_validate_json(told)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / SELECTION} is damaged.", "Run svd curate filter again.") from error
+
+
 class _Judge:
     """Goes through the filters in order; what each drops becomes a condition in SQL."""
 
@@ -80,21 +94,27 @@ class _Judge:
         placed = [name for name in settings.order if name in order]
         for name in placed + [name for name in order if name not in placed]:
             if name == DUPLICATES:
-                if settings.duplicates == "drop":
-                    self._drop(name, "show what another clip shows", "p.twin")
+                self._duplicates()
             else:
                 self._axis(pool.sources[name])
+
+    def _duplicates(self) -> None:
+        if self.pool.hashed:
+            self._missing(self.pool.hashed)
+            self._drop(DUPLICATES, "show what another clip shows", "p.twin")
+
+    def _missing(self, source: Source) -> None:
+        if lacking := self.pool.lacking(source):
+            words = _require_measured(self.pool, source, lacking)
+            if source.axis.missing != "keep":
+                self._drop(f"{source.name} missing", words, f"(NOT p.twin AND {source.missing})")
+            self.notes.append(f"{source.name}: {lacking} clips {words}.")
 
     def _axis(self, source: Source) -> None:
         name, axis = source.name, source.axis
         if self.lock:
             self.lock.require_version(name, source.column.version)
-        lacking = self.pool.lacking(source)
-        if lacking:
-            words = _require_measured(self.pool, source, lacking)
-            if axis.missing != "keep":
-                self._drop(f"{name} missing", words, source.missing)
-            self.notes.append(f"{name}: {lacking} clips {words}.")
+        self._missing(source)
         if self.lock:
             strata = dict(self.lock.axes[name].strata)
         else:
@@ -141,14 +161,16 @@ def _require_measured(pool: Pool, source: Source, lacking: int) -> str:
     if source.axis.missing == "stop" and unmeasured:
         raise InputError(
             f"The filter {source.name} needs the score {source.column.name}, and of {lacking} clips there is none: {told}.",
-            f"Run svd curate annotate, or say what becomes of them: --set filter.{_place(source.name)}.missing=drop "
-            f"(or keep); drop=nothing takes the filter out.",
+            f"Run svd curate annotate, or go on without: --set {_without(source.name)}",
         )
     return f"have no score ({told})"
 
 
-def _place(name: str) -> str:
-    return name if name in Filter.model_fields else f"further.{name}"
+def _without(name: str) -> str:
+    if name == DUPLICATES:
+        return "filter.duplicates=keep"
+    place = name if name in Filter.model_fields else f"further.{name}"
+    return f"filter.{place}.missing=drop (or keep), or filter.{place}.drop=nothing"
 
 
 def _idle(found: Waterfall, settings: Filter) -> list[str]:
@@ -168,17 +190,17 @@ def _idle(found: Waterfall, settings: Filter) -> list[str]:
 def _write_selection(folder: Path, judge: _Judge) -> None:
     pool, catalogue = judge.pool, judge.pool.catalogue
     first = " ".join(
-        f"WHEN v.mask & {1 << index} != 0 THEN '{name.replace(chr(39), chr(39) * 2)}'"
-        for index, name in enumerate(judge.conditions)
+        f"WHEN v.mask & {1 << index} != 0 THEN {text(name)}" for index, name in enumerate(judge.conditions)
     )
     dropped_by = f"CASE {first} ELSE '' END" if first else "''"
     twins = judge.settings.duplicates == "drop"
     keeper = "coalesce(w.keeper, '')" if twins else "''"
     join = f" LEFT JOIN {TWINS} w ON w.clip = c.id" if twins else ""
+    told = text(judge.settings.model_dump_json())
     with atomic_path(folder / SELECTION) as temporary:
-        target = str(temporary).replace("'", "''")
+        target = text(str(temporary))
         catalogue.rows(
             f"COPY (SELECT c.id AS clip, v.mask = 0 AS kept, {dropped_by} AS dropped_by, {keeper} AS keeper "
             f"FROM (SELECT id FROM clips) c JOIN verdicts v ON v.key = {pool.key('c.id')}{join} ORDER BY c.id) "
-            f"TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
+            f"TO {target} (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{_FILTER}: {told}}})"
         )
