@@ -66,8 +66,7 @@ class RayEngine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._executor.address is None:
-            self._ray.shutdown()
+        """Ray itself stays, for the next stage: it ends with this process, or belongs to a cluster."""
 
     def __call__(self, items: Sequence[Any]) -> Iterator[tuple[float, Entry]]:
         missing: dict[str, tuple[Any, float]] = {}
