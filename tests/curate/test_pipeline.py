@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +14,7 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from footage import RECIPE, curate, results, write_source  # noqa: E402
+from footage import RECIPE, curate, kill_at_random, results, write_source  # noqa: E402
 
 from svdcli.curate import tables  # noqa: E402
 from svdcli.curate.accounts import accounts  # noqa: E402
@@ -96,24 +93,6 @@ def test_killed_at_random_instants_it_ends_as_if_it_never_was(
     ]
     split = [entry["path"] for entry in map(json.loads, entries) if entry["stage"] == SPLIT]
     assert len(split) <= len(set(split)) + 1 + kills  # one line a duplicate, and what a kill tore
-
-
-def kill_at_random(sources: Path, folder: Path, kills: int, rng: random.Random) -> int:
-    """Begin, kill once it works, and begin again, so many times; then let it end."""
-    command = [sys.executable, str(HERE / "footage.py"), str(sources), str(folder), "1"]
-    done = 0
-    while done < kills:
-        process = subprocess.Popen(command)
-        while process.poll() is None and not (folder / ".running").exists():
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 4.0))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        done += process.wait() != 0
-        if process.returncode == 0:
-            break
-    subprocess.run(command, check=True)
-    return done
 
 
 # ---- with rows that nobody measured
