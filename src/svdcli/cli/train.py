@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,24 +54,46 @@ def train(
     """Train a model as a recipe says. The same command again resumes it where it stopped."""
     from svdcli.recipe.recipe import load_recipe
 
-    changes = list(set_ or [])
-    if minutes is not None:
-        changes.append(f"run.minutes={minutes}")
-    found = find_recipe(recipe)
-    if report:
-        _report(found.run or load_recipe(found.path, changes).run.folder, recipe)
-        return
-    if show_batch is not None:
-        _show(found.path, changes, show_batch, show_step)
-        return
-    if plan:
-        _plan(load_recipe(found.path, changes), recipe)
-        return
+    found, command = find_recipe(recipe), f"svd train {recipe}"
+    if report and found.run:
+        return write_page(found.run, command)
+    chosen = load_recipe(found.path, changed(set_, minutes))
+    out.say(f"recipe: {found}")
+    act(chosen, command, Wish(show_batch, show_step, plan, report))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What else than training a command may be asked for."""
+
+    show_batch: Path | None = None
+    show_step: int = 0
+    plan: bool = False
+    report: bool = False
+
+
+def changed(set_: list[str] | None, minutes: float | None) -> list[str]:
+    """The changes of the recipe that the options ask for."""
+    return [*(set_ or []), *([] if minutes is None else [f"run.minutes={minutes}"])]
+
+
+def act(recipe: Recipe, command: str, wish: Wish) -> None:
+    """Train by a recipe, or do what is wished with it; `command` is what the user typed, to be typed again."""
+    if wish.report:
+        write_page(recipe.run.folder, command)
+    elif wish.show_batch is not None:
+        _show(recipe, wish.show_batch, wish.show_step)
+    elif wish.plan:
+        _plan(recipe, command)
+    else:
+        _train(recipe, command)
+
+
+def _train(recipe: Recipe, command: str) -> None:
     from svdcli.engine.preflight import check
     from svdcli.engine.state import CHECKPOINT
 
-    start = check(load_recipe(found.path, changes))
-    out.say(f"recipe: {found}")
+    start = check(recipe)
     _introduce(start)
     step, figures = _run(start)
 
@@ -91,31 +114,30 @@ def train(
         f"result: {_result(start.recipe)}",
     ]
     out.result(facts, lines)
-    out.next(_next(start.recipe) if done else f"svd train {recipe}   (the same command, for the other steps)")
+    out.next(_next(start.recipe) if done else f"{command}   (the same command, for the other steps)")
 
 
-def _plan(chosen: Recipe, given: str) -> None:
+def _plan(chosen: Recipe, command: str) -> None:
     """The cost on paper."""
     from svdcli.cli.plan_table import plan_lines
     from svdcli.engine.plan_training import plan_training
 
     found = plan_training(chosen)
-    out.result(found.to_dict() | {"recipe": given}, plan_lines(found, chosen))
-    out.next(f"svd train {given}")
+    out.result(found.to_dict() | {"recipe": command.split()[-1]}, plan_lines(found, chosen))
+    out.next(command)
 
 
-def _show(path: Path, changes: list[str], file: Path, step: int) -> None:
+def _show(recipe: Recipe, file: Path, step: int) -> None:
     from svdcli.engine.preflight import check
     from svdcli.engine.show import show_batch
-    from svdcli.recipe.recipe import load_recipe
 
     if file.suffix.lower() != ".png":
         raise UsageError(f"--show-batch draws a png, and {file} is none.", "Give a name that ends in .png.")
-    rows = show_batch(check(load_recipe(path, changes)).recipe, step, file)
+    rows = show_batch(check(recipe).recipe, step, file)
     out.result({"file": file, "step": step, "clips": [row.title for row in rows]}, [str(file)])
 
 
-def _report(folder: Path, given: str) -> None:
+def write_page(folder: Path, command: str) -> None:
     """Write the page on the run in `folder`."""
     from svdcli.engine.report import write_report
 
@@ -124,7 +146,7 @@ def _report(folder: Path, given: str) -> None:
     lines = [str(facts["report"]), f"step {step} of {num_steps}, {facts['num_samples']} sets of samples"]
     out.result(facts, lines)
     if step < num_steps:
-        out.next(f"svd train {given}   (the steps that are left)")
+        out.next(f"{command}   (the steps that are left)")
 
 
 def _introduce(start: Start) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def accounts(folder: Path) -> Accounts:
     ledger, found = Ledger(folder), Accounts()
     removed = set(ledger.of(REMOVE))
     inputs: Counter[str] = Counter(split=0, duplicate=0, failed=0, removed=0)
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     reasons: Counter[str] = Counter()
     for entry in ledger.entries(SPLIT):
         status = {"done": "split"}.get(entry.status, entry.status)

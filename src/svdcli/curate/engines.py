@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from svdcli.curate.journal import Entry, Journal
 from svdcli.curate.stages import Stage, drain
@@ -15,19 +16,41 @@ if TYPE_CHECKING:
     from svdcli.recipe.curation import Executor
 
 
-def run_stage(
-    work: Stage, items: Sequence[Any], folder: Path, executor: Executor, models: bool = False
-) -> Iterator[tuple[float, Entry]]:
-    """(items that ended with it, entry) for every entry that is journalled.
+class Engine(Protocol):
+    """`with engine(...) as run: for share, entry in run(items): ...`
 
-    `models`: each worker loads a large model, so there are fewer. Raises MachineError and SvdError as `drain` does.
+    Yields every entry when it is journalled, and what share of its item has ended with it. Raises MachineError and
+    SvdError as `drain` does.
+    """
+
+    def __call__(self, items: Sequence[Any]) -> Iterator[tuple[float, Entry]]: ...
+
+
+@contextmanager
+def engine(work: Stage, folder: Path, executor: Executor, models: bool = False) -> Iterator[Engine]:
+    """What runs items of this work, any number of times; its processes live as long as the block.
+
+    `models`: each worker loads a large model, so there are fewer.
     """
     if executor.engine == "ray":
-        from svdcli.curate.ray_engine import run_on_ray
+        from svdcli.curate.ray_engine import RayEngine
 
-        yield from run_on_ray(work, items, folder, executor, models)
+        with RayEngine(work, folder, executor, models) as ray:
+            yield ray
     else:
-        yield from _run_pool(work, items, folder, executor, models)
+        size = workers(executor, models)
+        with Journal(folder) as journal, Pool(work, size, limits(executor, models)) as pool:
+            yield lambda items: _run_pool(work, items, journal, pool)
+
+
+def _run_pool(
+    work: Stage, items: Sequence[Any], journal: Journal, pool: Pool
+) -> Iterator[tuple[float, Entry]]:
+    for outcome in drain(pool, work, items):
+        entries = work.entries(outcome)
+        for entry in entries:
+            journal.append(entry)
+            yield 1 / len(entries), entry
 
 
 def limits(executor: Executor, models: bool) -> Limits:
@@ -46,15 +69,3 @@ def workers(executor: Executor, models: bool) -> int:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1
     )
-
-
-def _run_pool(
-    work: Stage, items: Sequence[Any], folder: Path, executor: Executor, models: bool
-) -> Iterator[tuple[float, Entry]]:
-    size = min(workers(executor, models), len(items))
-    with Journal(folder) as journal, Pool(work, size, limits(executor, models)) as pool:
-        for outcome in drain(pool, work, items):
-            entries = work.entries(outcome)
-            for entry in entries:
-                journal.append(entry)
-                yield 1 / len(entries), entry

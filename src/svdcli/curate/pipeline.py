@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from svdcli.curate import tables
-from svdcli.curate.engines import run_stage
+from svdcli.curate.engines import Engine, engine
 from svdcli.curate.fetch import clear_scratch
 from svdcli.curate.inputs import Input, list_inputs
 from svdcli.curate.journal import ANNOTATE, REMOVE, SPLIT, Journal, Ledger, Mark
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from svdcli.recipe.curation import Curation
 
 RECIPE = "curation.json"
+RUNNING = ".running"
+"""a file that is there while a run works in the folder, and after one that was killed"""
 
 
 class Progress(Protocol):
@@ -78,7 +80,23 @@ def opened_folder(folder: Path, recipe: Curation) -> Iterator[None]:
         stack.enter_context(lock_run(folder))
         _keep_recipe(folder, recipe)
         clear_scratch(folder)
-        yield
+        if (folder / RUNNING).exists():  # the run before was killed
+            _sweep(folder)
+        (folder / RUNNING).touch()
+        try:
+            yield
+        finally:
+            (folder / RUNNING).unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a kill left half-written: hidden names, as `io.files` gives them until a file is whole."""
+    half_written = [*folder.glob(".*.json"), *folder.glob(".*.parquet")]
+    for part in ("clips", "proxies", tables.TABLES, "dataset"):
+        half_written += (folder / part).rglob(".*")
+    for path in half_written:
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def run_split(source: str, folder: Path, recipe: Curation, watch: Watch, limit: int | None = None) -> Listed:
@@ -92,9 +110,10 @@ def run_split(source: str, folder: Path, recipe: Curation, watch: Watch, limit: 
     with Journal(folder) as journal:
         todo = list(_to_split(source, ledger, journal, recipe, folder, listed, limit))
     listed.new = len(todo)
-    work = SplitWork(folder, recipe.split, int(recipe.executor.source_gib * 2**30))
     if todo:
-        _run(work, todo, folder, recipe, watch, "split")
+        work = SplitWork(folder, recipe.split, int(recipe.executor.source_gib * 2**30))
+        with engine(work, folder, recipe.executor) as run:
+            _run(run, todo, watch, SPLIT)
     make_split_tables(folder)
     return listed
 
@@ -108,15 +127,23 @@ def run_annotate(
     """
     from svdcli.curate.annotate.registry import annotators
 
-    absent = {}
-    for annotator in annotators(recipe.annotate, recipe.executor.device):
-        if only and annotator.name not in only:
-            continue
-        reason = _annotate(annotator, folder, recipe, watch, clip)
-        make_scores_table(folder, annotator, reason)
-        if reason:
-            absent[annotator.name] = reason
-            watch.warn(f"{annotator.name} was not computed: {reason}")
+    absent: dict[str, str] = {}
+    work = AnnotateWork(folder, recipe.annotate, recipe.executor.device)
+    with ExitStack() as stack:
+        engines: dict[bool, Engine] = {}  # one for annotators that load large models, one for all others
+        for annotator in annotators(recipe.annotate, recipe.executor.device):
+            if only and annotator.name not in only:
+                continue
+            models = annotator.name in MODELS
+            if models not in engines:
+                engines[models] = stack.enter_context(engine(work, folder, recipe.executor, models))
+            reason = _unmet(annotator, absent) or _measure(
+                annotator, folder, engines[models], recipe, watch, clip
+            )
+            make_scores_table(folder, annotator, reason)
+            if reason:
+                absent[annotator.name] = reason
+                watch.warn(f"{annotator.name} was not computed: {reason}")
     return absent
 
 
@@ -199,15 +226,20 @@ def _refresh(
 # ---- annotate
 
 
-def _annotate(annotator: Any, folder: Path, recipe: Curation, watch: Watch, clip: str) -> str:
+def _unmet(annotator: Any, absent: Mapping[str, str]) -> str:
+    """Why an annotator cannot run, where nothing of what it reads was computed."""
+    if not annotator.needs or set(annotator.needs) - set(absent):
+        return ""
+    return f"It reads {', '.join(annotator.needs)}, of which none was computed."
+
+
+def _measure(annotator: Any, folder: Path, run: Engine, recipe: Curation, watch: Watch, clip: str) -> str:
     """Run one annotator over what it has not measured; -> why it could not, if so."""
-    ledger = Ledger(folder)
-    batches = list(batches_to_measure(annotator, folder, ledger, recipe, clip))
+    batches = list(batches_to_measure(annotator, folder, Ledger(folder), recipe, clip))
     if not batches:
         return ""
-    work = AnnotateWork(folder, recipe.annotate, annotator.name, annotator.version, recipe.executor.device)
     try:
-        _run(work, batches, folder, recipe, watch, annotator.name)
+        _run(run, batches, watch, annotator.name)
     except MachineError as error:  # its model is absent: said in its table, and by the filter that wants it
         return f"{error.message} {error.hint}".strip()
     return ""
@@ -237,13 +269,10 @@ def batches_to_measure(
     while clips := tuple(islice(rows, max(1, annotator.batch))):
         if all(settled(one.id) for one in clips):
             continue
-        yield Batch(
-            clips,
-            {
-                name: tuple(_place(ledger, marks.get(one.id)) for one in clips)
-                for name, marks in needs.items()
-            },
-        )
+        places = {
+            name: tuple(_place(ledger, marks.get(one.id)) for one in clips) for name, marks in needs.items()
+        }
+        yield Batch(annotator.name, annotator.version, clips, places)
 
 
 def _place(ledger: Ledger, mark: Mark | None) -> tuple[str, int] | None:
@@ -302,17 +331,16 @@ def make_scores_table(folder: Path, annotator: Any, absent: str = "") -> None:
 # ---- both
 
 
-def _run(work: Any, items: Sequence[Any], folder: Path, recipe: Curation, watch: Watch, label: str) -> None:
+def _run(run: Engine, items: Sequence[Any], watch: Watch, label: str) -> None:
     """Hand the items to the engine, and tell how it goes."""
-    models = getattr(work, "annotator", "") in MODELS
     failed, seconds, begun = 0, 0.0, time.monotonic()
     with watch.stage(label, len(items)) as progress:
-        for item_ended, entry in run_stage(work, items, folder, recipe.executor, models):
+        for share, entry in run(items):
             failed += entry.status == "failed"
             seconds += entry.seconds
             rate = seconds / max(time.monotonic() - begun, 1e-3)
             note = f"{rate:.3g} s of video a second" + (f", {failed} failed" if failed else "")
-            progress.advance(item_ended, note)
+            progress.advance(share, note)
 
 
 def _keep_recipe(folder: Path, recipe: Curation) -> None:

@@ -19,8 +19,8 @@ from svdcli.curate.annotate.registry import annotators
 from svdcli.curate.engines import limits, workers
 from svdcli.curate.inputs import Input, list_inputs
 from svdcli.curate.journal import Journal, Ledger
-from svdcli.curate.pipeline import batches_to_measure, make_split_tables
-from svdcli.curate.stages import MODELS, AnnotateWork, SplitWork, Stage, drain
+from svdcli.curate.pipeline import batches_to_measure, make_scores_table, make_split_tables
+from svdcli.curate.stages import AnnotateWork, SplitWork, Stage, drain
 from svdcli.curate.workers import Pool
 from svdcli.errors import InputError, MachineError
 
@@ -150,29 +150,30 @@ def _measure(
 ) -> tuple[list[tuple[str, float, str]], int]:
     """(stage, CPU seconds, why not) of each stage, and how many sources failed."""
     split = SplitWork(folder, recipe.split, int(recipe.executor.source_gib * 2**30))
-    cpu, failed = _time(split, chosen, folder, recipe)
+    with _pool(split, recipe, len(chosen)) as pool:
+        cpu, failed = _time(pool, split, chosen, folder)
     make_split_tables(folder)
-    costs = [(split.name, cpu, "")]
-    for annotator in annotators(recipe.annotate, recipe.executor.device):
-        batches = list(batches_to_measure(annotator, folder, Ledger(folder), recipe))
-        work = AnnotateWork(
-            folder, recipe.annotate, annotator.name, annotator.version, recipe.executor.device
-        )
-        try:
-            costs.append((annotator.name, _time(work, batches, folder, recipe)[0], ""))
-        except MachineError as error:
-            costs.append((annotator.name, 0.0, error.message))
+    costs, work = [("split", cpu, "")], AnnotateWork(folder, recipe.annotate, recipe.executor.device)
+    with _pool(work, recipe, 1, models=True) as pool:
+        for annotator in annotators(recipe.annotate, recipe.executor.device):
+            batches = list(batches_to_measure(annotator, folder, Ledger(folder), recipe))
+            try:
+                costs.append((annotator.name, _time(pool, work, batches, folder)[0], ""))
+            except MachineError as error:
+                costs.append((annotator.name, 0.0, error.message))
+            make_scores_table(folder, annotator)
     return costs, failed
 
 
-def _time(work: Stage, items: Sequence[Any], folder: Path, recipe: Curation) -> tuple[float, int]:
+def _pool(work: Stage, recipe: Curation, items: int, models: bool = False) -> Pool:
+    size = min(items, workers(recipe.executor, models))
+    return Pool(work, size, limits(recipe.executor, models))
+
+
+def _time(pool: Pool, work: Stage, items: Sequence[Any], folder: Path) -> tuple[float, int]:
     """-> CPU seconds, items that failed."""
-    if not items:
-        return 0.0, 0
-    models = work.name.rpartition(":")[2] in MODELS
     cpu, failed = 0.0, 0
-    size = min(len(items), workers(recipe.executor, models))
-    with Journal(folder) as journal, Pool(work, size, limits(recipe.executor, models)) as pool:
+    with Journal(folder) as journal:
         for outcome in drain(pool, work, items):
             cpu += outcome.cpu_seconds
             failed += bool(outcome.fault)

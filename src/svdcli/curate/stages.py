@@ -33,7 +33,9 @@ _CANARY_EVERY = 16  # batches
 class Stage(Work, Protocol):
     """What an engine runs."""
 
-    name: str
+    def stage(self, item: Any) -> str:
+        """The stage that an item's entries are of."""
+        ...
 
     def entries(self, outcome: Outcome) -> list[Entry]:
         """What the journal says of an outcome."""
@@ -75,7 +77,9 @@ class SplitWork:
     settings: Split
     most: int
     """bytes that a copy of a member or a URL may have"""
-    name: str = SPLIT
+
+    def stage(self, item: Input) -> str:
+        return SPLIT
 
     def open(self) -> Handle:
         import svdcli.curate.split  # noqa: F401  (now, not under the first item's deadline)
@@ -146,6 +150,8 @@ def _claimed_seconds(path: Path) -> float:
 class Batch:
     """Clips that an annotator is given in one call."""
 
+    annotator: str
+    version: int
     clips: tuple[CutClip, ...]
     needs: Mapping[str, tuple[Place | None, ...]]
     """by annotator, a clip: where its row lies in a journal"""
@@ -157,51 +163,53 @@ class Batch:
 
 @dataclass(frozen=True)
 class AnnotateWork:
-    """Clips -> the scores of one annotator."""
+    """Clips -> scores, of whichever annotator a batch names; models are loaded when they are first needed."""
 
     folder: Path
     settings: Annotate
-    annotator: str
-    version: int
     device: str
 
-    @property
-    def name(self) -> str:
-        return ANNOTATE + self.annotator
+    def stage(self, item: Batch) -> str:
+        return ANNOTATE + item.annotator
 
     def open(self) -> Handle:
         from svdcli.curate.annotate.registry import annotators
 
-        (found,) = (one for one in annotators(self.settings, self.device) if one.name == self.annotator)
-        return Measuring(found, self.folder)
+        measuring = {one.name: Measuring(one, self.folder) for one in annotators(self.settings, self.device)}
+        return lambda batch, tell: measuring[batch.annotator](batch, tell)
 
     def entries(self, outcome: Outcome) -> list[Entry]:
+        batch: Batch = outcome.item
+        results = outcome.value
         if outcome.fault:
-            results = [(clip.id, None, outcome.reason) for clip in outcome.item.clips]
-        else:
-            results = outcome.value
-        clips = {clip.id: clip for clip in outcome.item.clips}
-        return [self._entry(clips[name], row, reason) for name, row, reason in results]
+            results = [(clip.id, None, outcome.reason) for clip in batch.clips]
+        clips = {clip.id: clip for clip in batch.clips}
+        return [self._entry(batch, clips[name], row, reason) for name, row, reason in results]
 
     def parts(self, item: Batch) -> Sequence[Batch]:
         if len(item.clips) == 1:
             return ()
         return [
-            Batch((clip,), {name: (places[n],) for name, places in item.needs.items()})
+            replace(item, clips=(clip,), needs={name: (places[n],) for name, places in item.needs.items()})
             for n, clip in enumerate(item.clips)
         ]
 
     def keys(self, item: Batch) -> Sequence[str]:
         return [clip.id for clip in item.clips]
 
-    def _entry(self, clip: CutClip, row: Mapping[str, Any] | None, reason: str) -> Entry:
-        about = {"seconds": clip.end - clip.start, "stamp": str(self.version)}
+    def _entry(self, batch: Batch, clip: CutClip, row: Mapping[str, Any] | None, reason: str) -> Entry:
+        entry = Entry(
+            self.stage(batch),
+            clip.id,
+            clip.path,
+            "done",
+            seconds=clip.end - clip.start,
+            stamp=str(batch.version),
+        )
         if row is not None:
-            rows = [{**row, "version": self.version}]
-            return Entry(self.name, clip.id, clip.path, "done", rows=rows, **about)  # type: ignore[arg-type]
-        words = ("svd", "curate", "annotate", str(self.folder), "--only", self.annotator, "--clip", clip.id)
-        command = " ".join(map(shell_word, words))
-        return Entry(self.name, clip.id, clip.path, "failed", reason, command, **about)  # type: ignore[arg-type]
+            return replace(entry, rows=[{**row, "version": batch.version}])
+        words = ("svd", "curate", "annotate", str(self.folder), "--only", batch.annotator, "--clip", clip.id)
+        return replace(entry, status="failed", reason=reason, command=" ".join(map(shell_word, words)))
 
 
 class Measuring:

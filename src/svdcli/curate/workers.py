@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Literal, Protocol
 
@@ -126,20 +127,25 @@ class Pool:
         """
         tasks = map(_Task, items)
         pending = next(tasks, None)
-        while True:
-            while pending or self._again:
-                child = self._free_child()
-                if child is None:
-                    break
-                if self._again:
-                    self._assign(child, self._again.popleft())
-                else:
-                    assert pending is not None
-                    self._assign(child, pending)
-                    pending = next(tasks, None)
-            if not pending and not self._again and not any(child.task for child in self._children):
-                return
-            yield from self._look()
+        try:
+            while True:
+                while pending or self._again:
+                    child = self._free_child()
+                    if child is None:
+                        break
+                    if self._again:
+                        self._assign(child, self._again.popleft())
+                    else:
+                        assert pending is not None
+                        self._assign(child, pending)
+                        pending = next(tasks, None)
+                if not pending and not self._again and not any(child.task for child in self._children):
+                    return
+                yield from self._look()
+        finally:  # left early: what is under way is nobody's any more
+            self._again.clear()
+            for child in [child for child in self._children if child.task]:
+                self._drop(child)
 
     # ---- children
 
@@ -286,8 +292,16 @@ def _try(handle: Handle, item: Any, tell: Tell) -> tuple[Any, Fault, str, str, b
     except MemoryError:
         return None, "memory", "It needs more memory than there is.", "", True
     except Exception as error:  # whatever a decoder or a model throws at one item is that item's
-        again = isinstance(error, OSError)
-        return None, "error", f"{type(error).__name__}: {error}".rstrip(".") + ".", "", again
+        return None, "error", _told(error), "", isinstance(error, OSError)
+
+
+def _told(error: Exception) -> str:
+    """An error that nobody foresaw, and where it arose."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    where = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace else ""
+    return f"{type(error).__name__}: {str(error).rstrip('.')}{where}."
 
 
 def _die_with(parent: int) -> None:

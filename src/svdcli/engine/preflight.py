@@ -9,7 +9,7 @@ from svdcli.diffusion.guidance import parse_guidance
 from svdcli.engine.launch import check_machine, is_first
 from svdcli.engine.loggers import require_loggers
 from svdcli.engine.state import CHECKPOINT, saved_run
-from svdcli.engine.tasks.parts import as_reference, require_vae
+from svdcli.engine.tasks.parts import as_reference, vae_bundle
 from svdcli.engine.tasks.text import require_text
 from svdcli.io.files import check_writable
 from svdcli.io.lock import require_free
@@ -64,7 +64,7 @@ def check(recipe: Recipe) -> Start:
         _check_diffusion(task)
     else:
         if task.start is not None:
-            require_vae(task.start)
+            vae_bundle(task.start)
         if task.perceptual_weight:
             perceptual_weights()
     check_writable(folder / CHECKPOINT, parents=True)
@@ -85,7 +85,7 @@ def check_surroundings(recipe: Recipe) -> tuple[int, int]:
 
 def _check_diffusion(task: DiffusionTask) -> None:
     """Raise InputError where the autoencoder, the start or the text encoder of a task is not what it can use."""
-    require_vae(task.vae)
+    vae_bundle(task.vae)
     parse_guidance(task.guidance, max(task.num_frames) if isinstance(task, VideoTask) else 1)
     if task.start is not None:
         files = open_bundle(as_reference(task.start))

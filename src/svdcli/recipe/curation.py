@@ -97,3 +97,9 @@ def load_curation(path: Path | None, overrides: Sequence[str] = ()) -> Curation:
     """A TOML recipe, or the defaults, with `section.key=value` applied. Raises RecipeError and UsageError."""
     tree: dict[str, Any] = read_tree(path, overrides)
     return parse(Curation, tree, str(path or "the curation"))
+
+
+def is_curation(path: Path) -> bool:
+    """Whether a recipe is one of curation: it has sections of it, and none of training's. Raises RecipeError."""
+    sections = set(read_tree(path))
+    return bool(sections) and sections <= set(Curation.model_fields)

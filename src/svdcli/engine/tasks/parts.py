@@ -13,7 +13,7 @@ from torch import nn
 from svdcli.data.motion import MotionCalibration
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_folder
-from svdcli.model.bundle import STEMS, find_weights, open_bundle
+from svdcli.model.bundle import STEMS, BundleFiles, find_weights, open_bundle
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.inflate import grown
 from svdcli.model.saving import compact, part_of, save_bundle
@@ -29,14 +29,24 @@ NUM_IDS = 3
 """Vector ids of an image-to-video model: fps, motion bucket, augmentation."""
 
 
-def require_vae(source: Path) -> None:
-    """Raise InputError unless a bundle, or the run folder of an autoencoder's training, lies there."""
-    if not (source / "vae" / "config.json").is_file():
+def vae_bundle(source: Path) -> BundleFiles | None:
+    """The bundle that an autoencoder is taken from; None for a folder that is one, or the run folder of its training.
+
+    Raises InputError where it is neither.
+    """
+    if (source / "vae" / "config.json").is_file():
+        return None
+    try:
+        files = None if source.is_dir() else open_bundle(as_reference(source))
+    except InputError:
+        files = None
+    if files is None or "vae" not in files.configs:
         raise InputError(
             f"{source} holds no vae/config.json.",
-            "Train the autoencoder first, or give a bundle's folder; a relative path starts at "
+            "Train the autoencoder first, or give a bundle's name, file or folder; a relative path starts at "
             + str(Path.cwd()),
         )
+    return files
 
 
 def load_vae(source: Path) -> VAE:
@@ -44,7 +54,11 @@ def load_vae(source: Path) -> VAE:
 
     Raises InputError where there is none or it is damaged.
     """
-    require_vae(source)
+    files = vae_bundle(source)
+    if files is not None:
+        vae = files.part("vae", torch.float32)
+        assert isinstance(vae, VAE)
+        return own(vae)
     folder = source / "vae"
     try:
         config = VAEConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))

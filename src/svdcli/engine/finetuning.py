@@ -1,0 +1,112 @@
+"""From a folder of videos and a bundle to a recipe: what `svd finetune` trains by where no recipe is given.
+
+The recipe is a shipped one, for large networks or for small; the bundle says the network's shape, its size in pixels and
+how it is sampled, the folder what is held out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from svdcli.data.dataset import VIDEO_SUFFIXES, find_videos, has_shards
+from svdcli.data.footage import is_held_out
+from svdcli.engine.preflight import STARTS
+from svdcli.errors import InputError
+from svdcli.model.bundle import BundleFiles, open_bundle
+from svdcli.model.unet import UNet, UNetConfig
+from svdcli.recipe.reading import override_key, read_tree
+from svdcli.recipe.recipe import Data, Recipe, parse_recipe
+from svdcli.shipped import shipped_path
+
+KINDS = ("i2v", "t2v")
+"""What can be finetuned, each by `recipes/finetune/KIND.toml` and, for small networks, `recipes/nano/finetune/KIND.toml`."""
+SMALL_WIDTH = 160
+"""Channels of the finest level, half of SVD's, below which a network is trained as nano is."""
+HELD_OUT_SHARE = 0.1
+SUGGESTIONS = ("guidance", "num_steps", "sampler", "sigma_min", "sigma_max")
+"""Of how a bundle is sampled: kept where the task stays the same."""
+
+
+def recipe_for(
+    kind: str, source: str, bundle: str | None, run: Path | None, changes: Sequence[str]
+) -> Recipe:
+    """A finetuning of a bundle (name, folder, file; None: the best one here) on a folder or URL of clips.
+
+    Raises InputError where the bundle is of a task that this kind cannot begin with, or the source holds too few
+    videos, and RecipeError or UsageError for a wrong change.
+    """
+    files = open_bundle(bundle)
+    unet = files.build("unet")
+    assert isinstance(unet, UNet)
+    small = unet.config.block_out_channels[0] < SMALL_WIDTH
+    path = shipped_path("recipes", *(("nano",) if small else ()), "finetune", f"{kind}.toml")
+    tree = read_tree(path)
+    settings = files.settings
+    task, data = tree["task"], tree["data"]
+    task |= shape_of(unet.config) | begun_with(files)
+    if files.task == task["kind"]:
+        task |= {name: getattr(settings, name) for name in SUGGESTIONS}
+    data |= {"source": source, "width": settings.width, "height": settings.height}
+    tree["run"]["folder"] = str(run or default_folder(kind, source))
+    for change in changes:
+        override_key(tree, change)
+    data |= held_out_of(parse_recipe(tree, str(path)).data)
+    recipe = parse_recipe(tree, str(path))
+    if files.task not in STARTS[type(recipe.task)]:
+        files.require_task(STARTS[type(recipe.task)][-1])
+    return recipe
+
+
+def shape_of(config: UNetConfig) -> dict[str, Any]:
+    """The keys of a recipe's task that say the network's shape."""
+    layers, widths = config.per_level("layers_per_block"), config.per_level("cross_attention_dim")
+    if len({*layers}) > 1 or len({*widths}) > 1:
+        raise InputError(
+            "The network's levels differ in their layers or in the width of their context, which no recipe can say.",
+            "Write a recipe for another bundle.",
+        )
+    return {
+        "block_out_channels": list(config.block_out_channels),
+        "norm_num_groups": config.norm_num_groups,
+        "num_attention_heads": list(config.per_level("num_attention_heads")),
+        "attention_levels": [kind.startswith("CrossAttn") for kind in config.down_block_types],
+        "layers_per_block": layers[0],
+        "context_dim": widths[0],
+    }
+
+
+def begun_with(files: BundleFiles) -> dict[str, Any]:
+    """The keys that name the bundle and what it is given."""
+    place = str(files.path)
+    named = {"start": place, "vae": place, "num_frames": [files.settings.num_frames]}
+    if "text_encoder" in files.configs:
+        named["text"] = place
+    return named
+
+
+def default_folder(kind: str, source: str) -> Path:
+    """runs/i2v-holiday for i2v on ~/films/holiday."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(source).name or "clips").strip("-") or "clips"
+    return Path("runs") / f"{kind}-{name}"
+
+
+def held_out_of(data: Data) -> dict[str, Any]:
+    """What is kept for evaluation: as the recipe says, else a share; of few videos the one whose turn it is."""
+    if data.held_out or data.held_out_share:
+        return {}
+    if has_shards(data):
+        return {"held_out_share": HELD_OUT_SHARE}
+    names = sorted({path.name for path in find_videos(data)})
+    if len(names) < 2:
+        raise InputError(
+            f"{data.location} holds one video, and one has to be kept for evaluation.",
+            f"Add another; videos end in {', '.join(sorted(VIDEO_SUFFIXES))}.",
+        )
+    if any(is_held_out(name, name, (), HELD_OUT_SHARE) for name in names):
+        return {"held_out_share": HELD_OUT_SHARE}
+    first = min(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return {"held_out": [re.sub(r"([*?\[])", r"[\1]", first)]}
