@@ -137,7 +137,7 @@ def test_a_clip_explained(tmp_path: Path, corpus: ModuleType, mp4s: list[bytes])
     select(tmp_path, corpus.settings("duplicates=keep"))
     lines = explain(tmp_path, clips[-1].id, tmp_path / "a.png")
     words = {line.words: line.bad for line in lines}
-    assert words["text_area 0.2 (88% of clips have less); dropped is above 0.07: dropped"]
+    assert words["text_area 0.2 (88% of clips have less); drops above 0.07: dropped"]
     assert words["dropped by text_area"] and any(w.startswith("motion 0.875 (88%") for w in words)
     with Image.open(tmp_path / "a.png") as picture:
         boxed = picture.convert("RGB")

@@ -99,7 +99,7 @@ def _verdict(row: dict[str, Any]) -> Line:
 
 
 def _axis_line(catalogue: Catalogue, name: str, axis: FrozenAxis, clip: str) -> Line:
-    """`motion 0.012: less in 8% of clips; lowest 25%, below 0.043: dropped`."""
+    """`motion 0.012: (8% of clips have less); drops lowest 25%, below 0.043: dropped`."""
     column = catalogue.column(f"{axis.table}.{axis.column}" if axis.table else axis.column)
     value = _value(catalogue, column, clip)
     if value is None:
@@ -110,7 +110,7 @@ def _axis_line(catalogue: Catalogue, name: str, axis: FrozenAxis, clip: str) -> 
     told, dropped = [], False
     for bound in parse_bounds(axis.drop):
         if bound.kind == "is":
-            told.append(f"is {bound.word}")
+            told.append(bound.word)
             dropped |= value == bound.word
             continue
         limit = bound.number if bound.kind in ("below", "above") else getattr(threshold, bound.kind)
@@ -122,7 +122,7 @@ def _axis_line(catalogue: Catalogue, name: str, axis: FrozenAxis, clip: str) -> 
     rank = _rank(catalogue, column, value) if column.kind == "number" else ""
     shown = f"{value:.4g}" if column.kind == "number" else value
     return Line(
-        f"{name} {shown}{rank}; dropped is {', '.join(told)}{where}: {'dropped' if dropped else 'passes'}",
+        f"{name} {shown}{rank}; drops {', '.join(told)}{where}: {'dropped' if dropped else 'passes'}",
         dropped,
     )
 
@@ -217,12 +217,9 @@ def _with_boxes(frame: npt.NDArray[np.uint8], boxes: npt.NDArray[np.float64]) ->
 
 def _flows(proxy: Proxy) -> list[tuple[Image.Image, str]]:
     """Between small frames, evenly over the clip: the first frame of each pair, its flow as arrows, and how fast it is."""
-    pairs = range(len(proxy.small) - 1)
-    chosen = (
-        np.unique(np.linspace(0, len(pairs) - 1, min(MOST_FLOWS, len(pairs))).round()).astype(int)
-        if pairs
-        else []
-    )
+    num_pairs = len(proxy.small) - 1
+    even = np.linspace(0, max(0, num_pairs - 1), min(MOST_FLOWS, num_pairs)).round()
+    chosen = [int(index) for index in np.unique(even)]
     found = []
     for index in chosen:
         grey = grey_frames(proxy.small[index : index + 2], SIDE)
@@ -230,7 +227,7 @@ def _flows(proxy: Proxy) -> list[tuple[Image.Image, str]]:
         seconds = float(proxy.times[index + 1] - proxy.times[index])
         speed = float(np.hypot(flow[..., 0], flow[..., 1]).mean()) / SIDE / seconds
         label = f"{proxy.times[index]:.1f} s: flow {speed:.3f} sides/s"
-        found.append((_arrows(proxy.small[index], flow / SIDE), label))
+        found.append((_arrows(proxy.small[index], flow / np.float32(SIDE)), label))
     return found
 
 
@@ -246,6 +243,9 @@ def _arrows(frame: npt.NDArray[np.uint8], flow: npt.NDArray[np.float32]) -> Imag
         for x in np.arange(step / 2, image.width, step):
             row, column = int(y / image.height * flow.shape[0]), int(x / image.width * flow.shape[1])
             dx, dy = (float(v) * side for v in flow[row, column])
+            if dx * dx + dy * dy < 1:
+                draw.point((x, y), fill=_SOFT)
+                continue
             hue = (np.arctan2(dy, dx) / (2 * np.pi)) % 1
             colour = tuple(round(255 * v) for v in colorsys.hsv_to_rgb(hue, 1.0, 0.8))
             draw.line([(x, y), (x + dx, y + dy)], fill=colour, width=2)
