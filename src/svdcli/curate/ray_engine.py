@@ -213,7 +213,7 @@ def connect(address: str | None) -> Any:
         import ray.data
     except ImportError as error:
         raise MachineError(
-            "--engine ray needs Ray, which is not installed.", "pip install 'ray[data]>=2.40'"
+            "--engine ray needs Ray, which is not installed.", "pip install 'svdcli[ray]'"
         ) from error
     if ray.is_initialized():
         return ray
