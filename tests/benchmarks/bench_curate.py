@@ -90,7 +90,7 @@ def kill(home: Path, kills: int, rng: random.Random) -> None:
         print(json.dumps({"round": rounds, "kills": done, "the_same_bytes": same}), flush=True)
         assert same, [k for k in results(out) if results(out)[k] != results(home / "straight").get(k)]
         rounds += 1
-    print(json.dumps({"kills": done, "runs": rounds, "wall_s": round(time.perf_counter() - begun)}))
+    print(json.dumps({"kills": done, "rounds": rounds, "wall_s": round(time.perf_counter() - begun)}))
 
 
 def _cpu() -> float:

@@ -113,7 +113,7 @@ def run_split(source: str, folder: Path, recipe: Curation, watch: Watch, limit: 
     if todo:
         work = SplitWork(folder, recipe.split, int(recipe.executor.source_gib * 2**30))
         with engine(work, folder, recipe.executor) as run:
-            _run(run, todo, watch, SPLIT)
+            _run(run, todo, len(todo), watch, SPLIT)
     make_split_tables(folder)
     return listed
 
@@ -239,7 +239,7 @@ def _measure(annotator: Any, folder: Path, run: Engine, recipe: Curation, watch:
     if not batches:
         return ""
     try:
-        _run(run, batches, watch, annotator.name)
+        _run(run, batches, sum(len(batch.clips) for batch in batches), watch, annotator.name)
     except MachineError as error:  # its model is absent: said in its table, and by the filter that wants it
         return f"{error.message} {error.hint}".strip()
     return ""
@@ -331,16 +331,16 @@ def make_scores_table(folder: Path, annotator: Any, absent: str = "") -> None:
 # ---- both
 
 
-def _run(run: Engine, items: Sequence[Any], watch: Watch, label: str) -> None:
+def _run(run: Engine, items: Sequence[Any], total: int, watch: Watch, label: str) -> None:
     """Hand the items to the engine, and tell how it goes."""
     failed, seconds, begun = 0, 0.0, time.monotonic()
-    with watch.stage(label, len(items)) as progress:
-        for share, entry in run(items):
+    with watch.stage(label, total) as progress:
+        for entry in run(items):
             failed += entry.status == "failed"
             seconds += entry.seconds
             rate = seconds / max(time.monotonic() - begun, 1e-3)
-            note = f"{rate:.3g} s of video a second" + (f", {failed} failed" if failed else "")
-            progress.advance(share, note)
+            note = f"({rate:.3g} s of video a second" + (f", {failed} failed)" if failed else ")")
+            progress.advance(1, note)
 
 
 def _keep_recipe(folder: Path, recipe: Curation) -> None:
