@@ -25,6 +25,7 @@ from svdcli.curate.pipeline import (  # noqa: E402
     make_scores_table,
     make_split_tables,
     opened_folder,
+    run_annotate,
     run_split,
 )
 from svdcli.curate.rows import CutClip, Source, clip_id  # noqa: E402
@@ -114,6 +115,15 @@ def fake(folder: Path, *names: str) -> None:
             rows = [tables.to_row(about), *map(tables.to_row, clips)]
             journal.append(Entry(SPLIT, source, name, "done", rows=rows, seconds=2.0, stamp="1"))
     make_split_tables(folder)
+
+
+def test_an_annotator_whose_needs_were_not_computed_is_not_computed(tmp_path: Path) -> None:
+    fake(tmp_path, "a")
+    recipe = load_curation(None, ["annotate.run=['aesthetic']"])
+    with opened_folder(tmp_path, recipe):
+        absent = run_annotate(tmp_path, recipe, Watch())
+    assert "clip_embedding" in absent["aesthetic"] and "none was computed" in absent["aesthetic"]
+    assert accounts(tmp_path).scores["aesthetic"] == {"computed": 0, "failed": 0, "not computed": 2}
 
 
 class Standin:
@@ -212,9 +222,12 @@ def test_bad_inputs_are_each_accounted_for_and_none_stops_the_run(sources: Path,
     with opened_folder(out, recipe):
         run_split(str(folder), out, recipe, Watch())
     marks = {os.path.basename(path): mark.status for path, mark in Ledger(out).of(SPLIT).items()}
-    assert {name: marks.get(name) for name in bad} == bad
+    assert {name: bad[name] if bad[name] == "any" else marks.get(name) for name in bad} == bad
+    assert set(bad) <= set(marks)
     found = accounts(out)
     assert sum(found.inputs.values()) == len(marks)
+    (ten,) = (entry for entry in Ledger(out).entries(SPLIT) if entry.path.endswith("ten hours.mp4"))
+    assert ten.seconds == pytest.approx(2.0)
     assert sum(found.seconds.values()) == pytest.approx(found.total_seconds)
     for entry in Ledger(out).entries(SPLIT, "failed"):
         assert entry.reason.endswith(".") and entry.command
@@ -251,6 +264,15 @@ def write_bad_inputs(folder: Path, good: bytes) -> dict[str, str]:
         add(name, good + bytes([number]), "done")
     add(os.fsdecode(b"\xff\xfe.mp4"), good + b"n", "done")
     add("wrong ending.txt", good + b"w", "done")
+    header = bytearray(good + b"t")  # ten hours, it says, of which there are two seconds
+    place = header.index(b"mvhd") + 16
+    scale = int.from_bytes(header[place : place + 4], "big")
+    header[place + 4 : place + 8] = (36_000 * scale).to_bytes(4, "big")
+    add("ten hours.mp4", bytes(header), "done")
+    flipped, rng = bytearray(good), random.Random(0)
+    for _ in range(400):
+        flipped[rng.randrange(len(good) // 8, len(good) * 3 // 4)] ^= 1 << rng.randrange(8)
+    add("flipped.mp4", bytes(flipped), "any")
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.mp4", b"\0" * (8 << 20))

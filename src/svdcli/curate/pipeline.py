@@ -137,9 +137,7 @@ def run_annotate(
             models = annotator.name in MODELS
             if models not in engines:
                 engines[models] = stack.enter_context(engine(work, folder, recipe.executor, models))
-            reason = _unmet(annotator, absent) or _measure(
-                annotator, folder, engines[models], recipe, watch, clip
-            )
+            reason = _measure(annotator, folder, engines[models], recipe, watch, clip)
             make_scores_table(folder, annotator, reason)
             if reason:
                 absent[annotator.name] = reason
@@ -226,23 +224,23 @@ def _refresh(
 # ---- annotate
 
 
-def _unmet(annotator: Any, absent: Mapping[str, str]) -> str:
-    """Why an annotator cannot run, where nothing of what it reads was computed."""
-    if not annotator.needs or set(annotator.needs) - set(absent):
-        return ""
-    return f"It reads {', '.join(annotator.needs)}, of which none was computed."
-
-
 def _measure(annotator: Any, folder: Path, run: Engine, recipe: Curation, watch: Watch, clip: str) -> str:
     """Run one annotator over what it has not measured; -> why it could not, if so."""
-    batches = list(batches_to_measure(annotator, folder, Ledger(folder), recipe, clip))
+    ledger = Ledger(folder)
+    batches = list(batches_to_measure(annotator, folder, ledger, recipe, clip))
     if not batches:
         return ""
+    if annotator.needs and not any(_any_done(ledger, name) for name in annotator.needs):
+        return f"It reads {', '.join(annotator.needs)}, of which none was computed."
     try:
         _run(run, batches, sum(len(batch.clips) for batch in batches), watch, annotator.name)
     except MachineError as error:  # its model is absent: said in its table, and by the filter that wants it
         return f"{error.message} {error.hint}".strip()
     return ""
+
+
+def _any_done(ledger: Ledger, annotator: str) -> bool:
+    return any(mark.status == "done" for mark in ledger.of(ANNOTATE + annotator).values())
 
 
 def batches_to_measure(
