@@ -22,12 +22,11 @@ from svdcli.curate.journal import SPLIT, Entry, Journal, Ledger  # noqa: E402
 from svdcli.curate.pipeline import (  # noqa: E402
     Watch,
     batches_to_measure,
-    make_scores_table,
-    make_split_tables,
     opened_folder,
     run_annotate,
     run_split,
 )
+from svdcli.curate.rebuild import make_scores_table, make_split_tables  # noqa: E402
 from svdcli.curate.rows import CutClip, Source, clip_id  # noqa: E402
 from svdcli.errors import MachineError, RecipeError  # noqa: E402
 from svdcli.recipe.curation import load_curation  # noqa: E402

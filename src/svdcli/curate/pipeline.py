@@ -1,7 +1,7 @@
 """The pipeline: split, then each annotator, each stage journalled and then made into tables.
 
-What it is: what is still to do of a stage, handed to an engine, and the tables made of what the journal then says. What
-it is not: the engines (`engines`), or what happens to an item (`stages`).
+What it is: what is still to do of a stage, handed to an engine, and the tables made of what the journal then says
+(`rebuild`). What it is not: the engines (`engines`), or what happens to an item (`stages`).
 
 Killed at any instant and begun again, nothing that is done is done again, and the tables are the same to the byte:
 clips depend on their source and the recipe alone, batches on the order of the clips' ids alone, tables on the journal.
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,8 +22,9 @@ from svdcli.curate import tables
 from svdcli.curate.engines import Engine, engine
 from svdcli.curate.fetch import clear_scratch
 from svdcli.curate.inputs import Input, list_inputs
-from svdcli.curate.journal import ANNOTATE, REMOVE, SPLIT, Journal, Ledger, Mark
-from svdcli.curate.rows import CutClip, Source
+from svdcli.curate.journal import ANNOTATE, SPLIT, Journal, Ledger, Mark
+from svdcli.curate.rebuild import make_scores_table, make_split_tables
+from svdcli.curate.rows import CutClip
 from svdcli.curate.stages import MODELS, AnnotateWork, Batch, SplitWork, refused
 from svdcli.errors import MachineError, RecipeError
 from svdcli.io.files import atomic_path, check_writable
@@ -179,48 +180,6 @@ def _to_split(
             yield item
 
 
-def make_split_tables(folder: Path) -> None:
-    """Sources and clips as the journal has them; a source that lies at several paths counts once, by the first."""
-    ledger = Ledger(folder)
-    removed = set(ledger.of(REMOVE))
-    table = tables.table_folder(folder, "sources")
-    chosen = _one_path_a_source(
-        ledger, {row["id"]: row["path"] for row in tables.read(table, ["id", "path"])}
-    )
-    with Journal(folder) as journal:
-        for path, mark in sorted(ledger.of(SPLIT).items()):
-            if mark.status != "done" or chosen[mark.item][0] == path:
-                continue
-            entry, reason = ledger.entry(mark), f"It has the same bytes as {chosen[mark.item][0]}."
-            journal.append(replace(entry, status="duplicate", reason=reason, rows=(), lost={}, at=0.0))
-    wanted = {name: mark for name, (_, mark) in sorted(chosen.items()) if name not in removed}
-    _refresh(
-        table, wanted, (ledger.entry(mark).rows[0] for mark in wanted.values()), tables.row_schema(Source)
-    )
-    clips = (row for mark in wanted.values() for row in ledger.entry(mark).rows[1:])
-    names = {row["id"] for mark in wanted.values() for row in ledger.entry(mark).rows[1:]}
-    _refresh(tables.table_folder(folder, "clips"), names, clips, tables.row_schema(CutClip))
-
-
-def _one_path_a_source(ledger: Ledger, before: Mapping[str, str]) -> dict[str, tuple[str, Mark]]:
-    """By source: the path that stands for it, the one that the table has if any, and its mark."""
-    chosen: dict[str, tuple[str, Mark]] = {}
-    for path, mark in sorted(ledger.of(SPLIT).items()):
-        if mark.status == "done" and (
-            mark.item not in chosen or before.get(mark.item) == tables.readable(path)
-        ):
-            chosen[mark.item] = path, mark
-    return chosen
-
-
-def _refresh(
-    table: Path, wanted: Iterable[str], rows: Iterable[Mapping[str, Any]], schema: Any, key: str = "id"
-) -> None:
-    """Take out of a table what is no longer wanted, and add what is new."""
-    tables.remove(table, tables.keys(table, key) - set(wanted), key)
-    tables.append(table, rows, schema, key)
-
-
 # ---- annotate
 
 
@@ -291,39 +250,6 @@ def _computed(folder: Path, annotator: Any) -> Iterator[dict[str, Any]]:
     for row in tables.read(table, ["clip", "version", "not_computed"]):
         if row["version"] == annotator.version and not row["not_computed"]:
             yield row
-
-
-def make_scores_table(folder: Path, annotator: Any, absent: str = "") -> None:
-    """A row a clip: its scores as the journal has them, or why there are none."""
-    ledger = Ledger(folder)
-    known = ledger.of(ANNOTATE + annotator.name)
-    table = tables.table_folder(folder, f"{tables.SCORES}/{annotator.name}")
-    columns = ["clip", "version", "not_computed"]
-    before = {row["clip"]: (row["version"], row["not_computed"]) for row in tables.read(table, columns)}
-
-    def mark_of(clip: str) -> Mark | None:
-        mark = known.get(clip)
-        return mark if mark and mark.stamp == str(annotator.version) else None
-
-    def state(clip: str) -> tuple[int, str]:
-        mark = mark_of(clip)
-        if mark is None:
-            return annotator.version, absent or "It was not measured."
-        return annotator.version, "" if mark.status == "done" else ledger.entry(mark).reason
-
-    names = sorted(row["id"] for row in tables.read(tables.table_folder(folder, "clips"), ["id"]))
-    stays = {name for name in names if before.get(name) == state(name)}
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for name in names:
-            if name in stays:
-                continue
-            version, reason = state(name)
-            mark = mark_of(name)
-            scores = ledger.entry(mark).rows[0] if mark and not reason else {}
-            yield {**scores, "clip": name, "version": version, "not_computed": reason}
-
-    _refresh(table, stays, rows(), tables.scores_schema(annotator.columns), "clip")
 
 
 # ---- both

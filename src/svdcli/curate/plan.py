@@ -19,7 +19,8 @@ from svdcli.curate.annotate.registry import annotators
 from svdcli.curate.engines import limits, workers
 from svdcli.curate.inputs import Input, list_inputs
 from svdcli.curate.journal import Journal, Ledger
-from svdcli.curate.pipeline import batches_to_measure, make_scores_table, make_split_tables
+from svdcli.curate.pipeline import batches_to_measure
+from svdcli.curate.rebuild import make_scores_table, make_split_tables
 from svdcli.curate.stages import AnnotateWork, SplitWork, Stage, drain
 from svdcli.curate.workers import Pool
 from svdcli.errors import InputError, MachineError
