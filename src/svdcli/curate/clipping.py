@@ -31,7 +31,7 @@ COPIED = frozenset({"h264", "hevc", "vp9", "av1", "mpeg4"})
 """codecs that mp4 and the training readers take as they are"""
 KEY_SECONDS = 2.0
 """between keyframes of what is encoded, seconds: a reader decodes no more than that to reach a frame"""
-_MUXER = {"movflags": "+faststart+negative_cts_offsets", "use_editlist": "0", "fflags": "+bitexact"}
+MUXER = {"movflags": "+faststart+negative_cts_offsets", "use_editlist": "0", "fflags": "+bitexact"}
 _BT709 = 1
 
 
@@ -81,7 +81,7 @@ def write_copy(path: Path, found: Probe, first: int, last: int, file: Path, sett
     shown = set(copied_stamps(found, first, last).tolist())
     end = int(found.packets.ends[first:last].max())
     base = found.source.time_base
-    with opened(path) as (container, stream), av.open(str(file), "w", format="mp4", options=_MUXER) as out:
+    with opened(path) as (container, stream), av.open(str(file), "w", format="mp4", options=MUXER) as out:
         copy = out.add_stream_from_template(stream)
         sound = _Sound(container, out, settings, start * base, end * base)
         container.seek(start, stream=stream)
@@ -121,6 +121,11 @@ class _Sound:
         packet.stream = self.copy
         self.out.mux(packet)
 
+    def take_all(self, container: Any) -> None:
+        """All packets of sound of a container of its own."""
+        for packet in container.demux(self.streams) if self.streams else ():
+            self.take(packet)
+
     def done(self, packet: Any) -> bool:
         """Whether a video packet lies so far behind the stretch that its sound has come by."""
         seconds = 1 if self.streams else 0
@@ -138,15 +143,21 @@ def write_exact(
     unit = Fraction(1, source.time_base.denominator)
     stamps: list[Fraction] = []
     thumbs: list[Picture] = []
-    with opened(path) as (container, stream), av.open(str(file), "w", format="mp4", options=_MUXER) as out:
+    with (
+        opened(path) as (container, stream),
+        opened(path) as (voices, _),
+        av.open(str(file), "w", format="mp4", options=MUXER) as out,
+    ):
         normalise: Normaliser | None = None
         encoder: Any = None
-        for shown in _from(container, stream, found, start):
+        sound = _Sound(voices, out, settings, start * source.time_base, end * source.time_base)
+        for shown in frames_from(container, stream, found, start):
             if shown.stamp >= end:
                 break
             if normalise is None:
                 normalise = Normaliser(shown.frame, source, crop, settings)
                 encoder = _encoder(out, normalise, source, unit, settings)
+                sound.take_all(voices)  # only now: no stream may be added once something is written
             for ready in normalise(shown):
                 stamps.append((ready.stamp - start) * source.time_base)
                 thumbs = [*thumbs[:1], _encode(out, encoder, ready, start, source)]
@@ -155,8 +166,6 @@ def write_exact(
             stamps.append((ready.stamp - start) * source.time_base)
             thumbs = [*thumbs[:1], _encode(out, encoder, ready, start, source)]
         _mux(out, encoder.encode(None), last=(end - start) * source.time_base.numerator)
-        if settings.audio == "keep":
-            _copy_sound(path, out, settings, start * source.time_base, end * source.time_base)
     return Written(tuple(stamps), normalise.width, normalise.height, (thumbs[0], thumbs[-1]))
 
 
@@ -168,7 +177,7 @@ def _encode(out: Any, encoder: Any, ready: Shown, start: int, source: Source) ->
     return thumb(ready.frame)
 
 
-def _from(container: Any, stream: Any, found: Probe, start: int) -> Iterator[Any]:
+def frames_from(container: Any, stream: Any, found: Probe, start: int) -> Iterator[Any]:
     """The frames from `start` on: sought where stamps can be relied on, else all decoded from the beginning."""
     if found.sought:
         container.seek(start, stream=stream)
@@ -179,22 +188,30 @@ def _from(container: Any, stream: Any, found: Probe, start: int) -> Iterator[Any
 
 def _encoder(out: Any, normalise: Normaliser, source: Source, unit: Fraction, settings: Split) -> Any:
     rate = Fraction(source.fps).limit_denominator(1001) or Fraction(1)
-    options = {
+    stream = out.add_stream("libx264", rate=rate, options=x264_options(source, settings))
+    set_up(stream.codec_context, normalise, unit)
+    return stream
+
+
+def x264_options(source: Source, settings: Split) -> dict[str, str]:
+    """One thread, so that the bytes are always the same; frames in order, so that no edit list is needed."""
+    return {
         "crf": str(settings.crf),
         "preset": settings.preset,
         "threads": "1",
-        "bf": "0",  # frames in order: no edit list
+        "bf": "0",
         "g": str(max(1, round(KEY_SECONDS * source.fps))),
         "flags": "+bitexact",
     }
-    stream = out.add_stream("libx264", rate=rate, options=options)
-    stream.width, stream.height, stream.pix_fmt = normalise.width, normalise.height, normalise.pix_fmt
-    context = stream.codec_context
+
+
+def set_up(context: Any, normalise: Normaliser, unit: Fraction) -> None:
+    """Give an encoder the shape, colours and clock of the frames that it will get."""
+    context.width, context.height, context.pix_fmt = normalise.width, normalise.height, normalise.pix_fmt
     context.time_base = unit
     context.color_range = 1
     if normalise.tags is not None:
         context.color_primaries, context.color_trc, context.colorspace = normalise.tags
-    return stream
 
 
 def _mux(out: Any, packets: list[Any], last: int | None = None) -> None:
@@ -203,13 +220,6 @@ def _mux(out: Any, packets: list[Any], last: int | None = None) -> None:
         if last is not None and packet is packets[-1]:
             packet.duration = last - packet.pts
         out.mux(packet)
-
-
-def _copy_sound(path: Path, out: Any, settings: Split, start: Fraction, end: Fraction) -> None:
-    with opened(path) as (container, _):
-        sound = _Sound(container, out, settings, start, end)
-        for packet in container.demux(sound.streams) if sound.streams else ():
-            sound.take(packet)
 
 
 class Normaliser:
