@@ -78,7 +78,9 @@ def by_recipe(kind: Kind, path: Path, changes: list[str]) -> Recipe:
     if recipe.task.kind != kind.value:
         raise RecipeError(
             f"{path} is a recipe of kind {recipe.task.kind}, not {kind.value}.",
-            f"svd finetune {recipe.task.kind} {path}" if recipe.task.kind in set(Kind) else f"svd train {path}",
+            f"svd finetune {recipe.task.kind} {path}"
+            if recipe.task.kind in set(Kind)
+            else f"svd train {path}",
         )
     if recipe.task.start is None:
         raise UsageError(
