@@ -45,6 +45,8 @@ OverlapOption = Annotated[
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 
+LONG = 1.5
+"""Times the frames that a bundle was trained on: clips of more are made window by window."""
 TRAINED_FRAMES = {"nano": range(14, 26)}
 """Bundles that were trained on clips of several lengths; others know the one of their settings."""
 
@@ -68,6 +70,9 @@ def choose_sampling(files: BundleFiles, size: str | None, given: dict[str, Any])
 
     known = {name: value for name, value in given.items() if value is not None}
     sampling = replace(Sampling.of(files.settings), **known)
+    longest = max(files.settings.num_frames, *TRAINED_FRAMES.get(files.name, ()), 1)
+    if sampling.window is None and sampling.num_frames > LONG * longest:
+        sampling = replace(sampling, window=longest)
     if size is not None:
         width, height = read_size(size)
         sampling = replace(sampling, width=width, height=height)
@@ -170,7 +175,11 @@ def warn_unusual(files: BundleFiles, sampling: Sampling) -> None:
     """Say where the request lies outside what the model was trained on."""
     native, name = files.settings, files.name
     frames, size = sampling.num_frames, (sampling.width, sampling.height)
-    if frames != native.num_frames and frames not in TRAINED_FRAMES.get(name, ()):
+    if len(starts := sampling.starts()) > 1:
+        out.say(
+            f"{frames} frames in {len(starts)} windows of {sampling.at_once}, each going on from the one before"
+        )
+    elif frames != native.num_frames and frames not in TRAINED_FRAMES.get(name, ()):
         out.warn(f"{name} was trained on {native.num_frames} frames; {frames} may drift or stall")
     if sorted(size) != sorted((native.width, native.height)):
         asked = f"{sampling.width}x{sampling.height}"

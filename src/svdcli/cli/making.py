@@ -134,7 +134,8 @@ class Run:
     def _make(self, jobs: list[Job], residence: Residence) -> list[Made]:
         from svdcli.engine.produce import produce
 
-        num_steps, num_decodes = len(self.sampling.sigmas()) - 1, len(jobs) * (self.writing.kind != "latents")
+        num_steps = (len(self.sampling.sigmas()) - 1) * len(self.sampling.starts())
+        num_decodes = len(jobs) * (self.writing.kind != "latents")
         with Watcher.over(len(jobs), num_steps, num_decodes) as watcher:
             clips = produce(jobs, residence, self.sampling, self.writing, watcher)
             return [Made.of(clip, self.ranked) for clip in clips]

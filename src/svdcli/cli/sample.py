@@ -45,6 +45,9 @@ HELP_PROMPT = (
     "Words instead of a picture, for a text-to-video or an image bundle; may be given several times."
 )
 HELP_OUTPUT = "A file, a folder, or a template with {name} {seed} {index} {bundle}."
+HELP_WINDOW = (
+    "Frames that the network sees at once; a longer clip goes on window by window. Else as it was trained."
+)
 HELP_SCHEDULE = "karras, exponential, uniform, or noise levels such as 700,100,10,1."
 HELP_RANK = "Score the clips of each picture, best first, with a contact sheet."
 HELP_VRAM = (
@@ -65,6 +68,7 @@ def sample(
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help=HELP_OUTPUT)] = None,
     kind: Annotated[Kind | None, typer.Option("--format", help="Else by the suffix of --output, or mp4.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of the clip; else the bundle's own.")] = None,
+    window: Annotated[int | None, typer.Option(min=2, help=HELP_WINDOW)] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second, of the model and of the file.")] = None,
     motion: Annotated[float | None, typer.Option(help="Motion bucket, 1 (still) to 255; 127 is usual.")] = None,
     augment: Annotated[float | None, typer.Option(help="Noise on the picture (σ); more frees the motion.")] = None,
@@ -107,7 +111,7 @@ def sample(
     files = open_bundle(bundle)
     files.require_task(*(("t2v", "image") if prompt else ("i2v",)))
     sampling = choose_sampling(files, size, {
-        "num_frames": frames, "fps": fps, "motion_bucket": motion, "augment": augment, "num_steps": steps,
+        "num_frames": frames, "window": window, "fps": fps, "motion_bucket": motion, "augment": augment, "num_steps": steps,
         "sampler": sampler and sampler.value, "schedule": schedule, "guidance": guidance, "s_churn": churn,
     })  # fmt: skip
     where = choose_device(device, devices)

@@ -26,6 +26,9 @@ from svdcli.model.conditioning import Conditioning, augment_picture, condition_o
 from svdcli.model.settings import Settings
 from svdcli.model.vae import VAE
 
+SHARED = 0.25
+"""of a window of a long clip, the share that it has in common with the next"""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -46,6 +49,8 @@ class Sampling:
     sigma_max: float = 700.0
     rho: float = 7.0
     s_churn: float = 0.0
+    window: int | None = None
+    """frames that the network sees at once; None: all of them"""
 
     @classmethod
     def of(cls, settings: Settings, portrait: bool = False) -> Sampling:
@@ -70,9 +75,19 @@ class Sampling:
         """Noise levels (n + 1,), the last one 0. Raises UsageError for options out of range."""
         return make_schedule(self.schedule, self.num_steps, self.sigma_min, self.sigma_max, self.rho)
 
+    @property
+    def at_once(self) -> int:
+        """Frames that the network sees at once."""
+        return min(self.window or self.num_frames, self.num_frames)
+
+    def starts(self) -> list[int]:
+        """First frames of the windows that the clip is made of."""
+        shared = min(max(1, round(SHARED * self.at_once)), self.at_once - 1)
+        return chunk_starts(self.num_frames, self.at_once, shared)
+
     def scales(self) -> Tensor:
-        """Guidance scale of each frame, (T,)."""
-        return parse_guidance(self.guidance, self.num_frames).scales
+        """Guidance scale of each frame of a window, (T,)."""
+        return parse_guidance(self.guidance, self.at_once).scales
 
 
 @dataclass(frozen=True)
@@ -160,8 +175,12 @@ def denoise(
     seeds: list[int],
     sampling: Sampling,
     on_step: Callable[[StepInfo], None] | None = None,
+    change: Callable[[Denoise], Denoise] | None = None,
 ) -> Tensor:
-    """From noise, which the seeds pin, to scaled latents (B, T, c, h, w), float32, on the CPU."""
+    """From noise, which the seeds pin, to scaled latents (B, T, c, h, w), float32, on the CPU.
+
+    `change` makes another denoiser of the one that is sampled.
+    """
     sigmas, scales = sampling.sigmas(), sampling.scales()
     options = {"s_churn": sampling.s_churn} if sampling.s_churn else {}
     with residence.use("unet") as unet:
@@ -169,6 +188,7 @@ def denoise(
         noise = NoiseSource(seeds, shape)
         x = initial_state(noise, sigmas).to(residence.device)
         guided = guided_denoiser(residence, unet, conditioning, scales)
+        guided = change(guided) if change is not None else guided
         return SAMPLERS[sampling.sampler](guided, x, sigmas, noise=noise, on_step=on_step, **options).cpu()
 
 

@@ -151,7 +151,7 @@ class Planner:
         """
         config = self.files.configs["unet"]
         widths, layers = config["block_out_channels"], config.get("layers_per_block", 2)
-        tokens = self.total * self.places // 4 ** (len(self.widths) - 1)
+        tokens = self.sampling.at_once * self.places // 4 ** (len(self.widths) - 1)
         skips = tokens * widths[0] * ((layers if isinstance(layers, int) else layers[0]) + 1)
         peak = tokens * (widths[0] + _second(widths)) * RESNET_LIVE
         for level, (width, kind) in enumerate(zip(widths, config["down_block_types"], strict=True)):

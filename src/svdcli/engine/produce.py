@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from svdcli.diffusion.samplers import StepInfo
-from svdcli.engine.generate import Preview, Sampling, decode, denoise
+from svdcli.engine.generate import Preview, Sampling, decode
+from svdcli.engine.long import generate_windows
 from svdcli.engine.memory import Residence
 from svdcli.engine.subjects import Still, Subject, Told
 from svdcli.errors import InputError, SvdError
@@ -121,7 +122,7 @@ def animate(job: Job, told: Told, residence: Residence, writing: Writing, listen
             if sheet is not None:
                 write_png(sheet, contact_sheet([preview.frames(info.x0[0])], [f"step {info.index + 1}"]))
 
-        latents = denoise(residence, told.conditioning, [job.seed], told.sampling, on_step)[0]
+        latents = generate_windows(residence, told, job.seed, on_step)
     if not torch.isfinite(latents).all():
         raise InputError(
             f"{residence.files.name} made numbers of {job.subject.name} that are not finite",
