@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import random
+import resource
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,5 +65,31 @@ def results(folder: Path) -> dict[str, bytes]:
     }
 
 
+def kill_at_random(sources: Path, folder: Path, kills: int, rng: random.Random) -> int:
+    """Begin, kill at an instant once it works, and begin again, so many times; then let it end. -> kills."""
+    command = [sys.executable, __file__, str(sources), str(folder), "1"]
+    done = 0
+    while done < kills:
+        before = _begun(folder)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while process.poll() is None and _begun(folder) == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 4.0))
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == 0:
+            return done
+        assert process.returncode == -signal.SIGKILL
+        done += 1
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return done
+
+
+def _begun(folder: Path) -> int:
+    """When the run that works in a folder began, or the one that was killed in it."""
+    mark = folder / ".running"
+    return mark.stat().st_mtime_ns if mark.exists() else 0
+
+
 if __name__ == "__main__":
     curate(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)  # MiB that the supervisor held at most

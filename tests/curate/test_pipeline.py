@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +14,7 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from footage import RECIPE, curate, results, write_source  # noqa: E402
+from footage import RECIPE, curate, kill_at_random, results, write_source  # noqa: E402
 
 from svdcli.curate import tables  # noqa: E402
 from svdcli.curate.accounts import accounts  # noqa: E402
@@ -28,6 +25,7 @@ from svdcli.curate.pipeline import (  # noqa: E402
     make_scores_table,
     make_split_tables,
     opened_folder,
+    run_annotate,
     run_split,
 )
 from svdcli.curate.rows import CutClip, Source, clip_id  # noqa: E402
@@ -98,24 +96,6 @@ def test_killed_at_random_instants_it_ends_as_if_it_never_was(
     assert len(split) <= len(set(split)) + 1 + kills  # one line a duplicate, and what a kill tore
 
 
-def kill_at_random(sources: Path, folder: Path, kills: int, rng: random.Random) -> int:
-    """Begin, kill once it works, and begin again, so many times; then let it end."""
-    command = [sys.executable, str(HERE / "footage.py"), str(sources), str(folder), "1"]
-    done = 0
-    while done < kills:
-        process = subprocess.Popen(command)
-        while process.poll() is None and not (folder / ".running").exists():
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 4.0))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        done += process.wait() != 0
-        if process.returncode == 0:
-            break
-    subprocess.run(command, check=True)
-    return done
-
-
 # ---- with rows that nobody measured
 
 
@@ -135,6 +115,15 @@ def fake(folder: Path, *names: str) -> None:
             rows = [tables.to_row(about), *map(tables.to_row, clips)]
             journal.append(Entry(SPLIT, source, name, "done", rows=rows, seconds=2.0, stamp="1"))
     make_split_tables(folder)
+
+
+def test_an_annotator_whose_needs_were_not_computed_is_not_computed(tmp_path: Path) -> None:
+    fake(tmp_path, "a")
+    recipe = load_curation(None, ["annotate.run=['aesthetic']"])
+    with opened_folder(tmp_path, recipe):
+        absent = run_annotate(tmp_path, recipe, Watch())
+    assert "clip_embedding" in absent["aesthetic"] and "none was computed" in absent["aesthetic"]
+    assert accounts(tmp_path).scores["aesthetic"] == {"computed": 0, "failed": 0, "not computed": 2}
 
 
 class Standin:
@@ -233,9 +222,12 @@ def test_bad_inputs_are_each_accounted_for_and_none_stops_the_run(sources: Path,
     with opened_folder(out, recipe):
         run_split(str(folder), out, recipe, Watch())
     marks = {os.path.basename(path): mark.status for path, mark in Ledger(out).of(SPLIT).items()}
-    assert {name: marks.get(name) for name in bad} == bad
+    assert {name: bad[name] if bad[name] == "any" else marks.get(name) for name in bad} == bad
+    assert set(bad) <= set(marks)
     found = accounts(out)
     assert sum(found.inputs.values()) == len(marks)
+    (ten,) = (entry for entry in Ledger(out).entries(SPLIT) if entry.path.endswith("ten hours.mp4"))
+    assert ten.seconds == pytest.approx(2.0)
     assert sum(found.seconds.values()) == pytest.approx(found.total_seconds)
     for entry in Ledger(out).entries(SPLIT, "failed"):
         assert entry.reason.endswith(".") and entry.command
@@ -272,6 +264,15 @@ def write_bad_inputs(folder: Path, good: bytes) -> dict[str, str]:
         add(name, good + bytes([number]), "done")
     add(os.fsdecode(b"\xff\xfe.mp4"), good + b"n", "done")
     add("wrong ending.txt", good + b"w", "done")
+    header = bytearray(good + b"t")  # ten hours, it says, of which there are two seconds
+    place = header.index(b"mvhd") + 16
+    scale = int.from_bytes(header[place : place + 4], "big")
+    header[place + 4 : place + 8] = (36_000 * scale).to_bytes(4, "big")
+    add("ten hours.mp4", bytes(header), "done")
+    flipped, rng = bytearray(good), random.Random(0)
+    for _ in range(400):
+        flipped[rng.randrange(len(good) // 8, len(good) * 3 // 4)] ^= 1 << rng.randrange(8)
+    add("flipped.mp4", bytes(flipped), "any")
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.mp4", b"\0" * (8 << 20))

@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """`with engine(...) as run: for share, entry in run(items): ...`
+    """`with engine(...) as run: for entry in run(items): ...`: every entry, when it is journalled.
 
-    Yields every entry when it is journalled, and what share of its item has ended with it. Raises MachineError and
-    SvdError as `drain` does.
+    Raises MachineError and SvdError as `drain` does.
     """
 
-    def __call__(self, items: Sequence[Any]) -> Iterator[tuple[float, Entry]]: ...
+    def __call__(self, items: Sequence[Any]) -> Iterator[Entry]: ...
 
 
 @contextmanager
@@ -43,14 +42,11 @@ def engine(work: Stage, folder: Path, executor: Executor, models: bool = False) 
             yield lambda items: _run_pool(work, items, journal, pool)
 
 
-def _run_pool(
-    work: Stage, items: Sequence[Any], journal: Journal, pool: Pool
-) -> Iterator[tuple[float, Entry]]:
+def _run_pool(work: Stage, items: Sequence[Any], journal: Journal, pool: Pool) -> Iterator[Entry]:
     for outcome in drain(pool, work, items):
-        entries = work.entries(outcome)
-        for entry in entries:
+        for entry in work.entries(outcome):
             journal.append(entry)
-            yield 1 / len(entries), entry
+            yield entry
 
 
 def limits(executor: Executor, models: bool) -> Limits:

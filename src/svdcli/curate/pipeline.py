@@ -113,7 +113,7 @@ def run_split(source: str, folder: Path, recipe: Curation, watch: Watch, limit: 
     if todo:
         work = SplitWork(folder, recipe.split, int(recipe.executor.source_gib * 2**30))
         with engine(work, folder, recipe.executor) as run:
-            _run(run, todo, watch, SPLIT)
+            _run(run, todo, len(todo), watch, SPLIT)
     make_split_tables(folder)
     return listed
 
@@ -137,9 +137,7 @@ def run_annotate(
             models = annotator.name in MODELS
             if models not in engines:
                 engines[models] = stack.enter_context(engine(work, folder, recipe.executor, models))
-            reason = _unmet(annotator, absent) or _measure(
-                annotator, folder, engines[models], recipe, watch, clip
-            )
+            reason = _measure(annotator, folder, engines[models], recipe, watch, clip)
             make_scores_table(folder, annotator, reason)
             if reason:
                 absent[annotator.name] = reason
@@ -226,23 +224,23 @@ def _refresh(
 # ---- annotate
 
 
-def _unmet(annotator: Any, absent: Mapping[str, str]) -> str:
-    """Why an annotator cannot run, where nothing of what it reads was computed."""
-    if not annotator.needs or set(annotator.needs) - set(absent):
-        return ""
-    return f"It reads {', '.join(annotator.needs)}, of which none was computed."
-
-
 def _measure(annotator: Any, folder: Path, run: Engine, recipe: Curation, watch: Watch, clip: str) -> str:
     """Run one annotator over what it has not measured; -> why it could not, if so."""
-    batches = list(batches_to_measure(annotator, folder, Ledger(folder), recipe, clip))
+    ledger = Ledger(folder)
+    batches = list(batches_to_measure(annotator, folder, ledger, recipe, clip))
     if not batches:
         return ""
+    if annotator.needs and not any(_any_done(ledger, name) for name in annotator.needs):
+        return f"It reads {', '.join(annotator.needs)}, of which none was computed."
     try:
-        _run(run, batches, watch, annotator.name)
+        _run(run, batches, sum(len(batch.clips) for batch in batches), watch, annotator.name)
     except MachineError as error:  # its model is absent: said in its table, and by the filter that wants it
         return f"{error.message} {error.hint}".strip()
     return ""
+
+
+def _any_done(ledger: Ledger, annotator: str) -> bool:
+    return any(mark.status == "done" for mark in ledger.of(ANNOTATE + annotator).values())
 
 
 def batches_to_measure(
@@ -331,16 +329,16 @@ def make_scores_table(folder: Path, annotator: Any, absent: str = "") -> None:
 # ---- both
 
 
-def _run(run: Engine, items: Sequence[Any], watch: Watch, label: str) -> None:
+def _run(run: Engine, items: Sequence[Any], total: int, watch: Watch, label: str) -> None:
     """Hand the items to the engine, and tell how it goes."""
     failed, seconds, begun = 0, 0.0, time.monotonic()
-    with watch.stage(label, len(items)) as progress:
-        for share, entry in run(items):
+    with watch.stage(label, total) as progress:
+        for entry in run(items):
             failed += entry.status == "failed"
             seconds += entry.seconds
             rate = seconds / max(time.monotonic() - begun, 1e-3)
-            note = f"{rate:.3g} s of video a second" + (f", {failed} failed" if failed else "")
-            progress.advance(share, note)
+            note = f"({rate:.3g} s of video a second" + (f", {failed} failed)" if failed else ")")
+            progress.advance(1, note)
 
 
 def _keep_recipe(folder: Path, recipe: Curation) -> None:

@@ -17,7 +17,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +43,7 @@ _LOST = f"The worker of Ray that had it was lost {ROUNDS} times."
 
 
 class RayEngine:
-    """`with RayEngine(...) as run: for share, entry in run(items): ...`, as `engines.Engine` says."""
+    """`with RayEngine(...) as run: for entry in run(items): ...`, as `engines.Engine` says."""
 
     def __init__(self, work: Stage, folder: Path, executor: Executor, models: bool) -> None:
         """Raises MachineError where Ray is absent, cannot be reached, or would wait for ever."""
@@ -68,30 +68,21 @@ class RayEngine:
     ) -> None:
         """Ray itself stays, for the next stage: it ends with this process, or belongs to a cluster."""
 
-    def __call__(self, items: Sequence[Any]) -> Iterator[tuple[float, Entry]]:
-        missing: dict[str, tuple[Any, float]] = {}
-        for item in items:
-            keys = self._work.keys(item)
-            missing |= dict.fromkeys(keys, (item, 1 / len(keys)))
+    def __call__(self, items: Sequence[Any]) -> Iterator[Entry]:
+        missing = {key: item for item in items for key in self._work.keys(item)}
         stage = self._work.stage(items[0])
         for _ in range(ROUNDS):
-            todo = list({id(item): item for item, _ in missing.values()}.values())
-            if not todo:
+            if not missing:
                 return
-            for entry in self._round(todo, stage):
-                if entry.key in missing:
-                    yield missing.pop(entry.key)[1], entry
+            for entry in self._round(_once(missing.values()), stage):
+                if missing.pop(entry.key, None):
+                    yield entry
         with Journal(self._folder) as journal:
-            for item in {id(item): item for item, _ in missing.values()}.values():
-                yield from self._give_up(item, missing, journal)
-
-    def _give_up(
-        self, item: Any, missing: Mapping[str, Any], journal: Journal
-    ) -> Iterator[tuple[float, Entry]]:
-        for entry in self._work.entries(Outcome(item, fault="crash", reason=_LOST)):
-            if entry.key in missing:
-                journal.append(entry)
-                yield missing[entry.key][1], entry
+            for item in _once(missing.values()):
+                for entry in self._work.entries(Outcome(item, fault="crash", reason=_LOST)):
+                    if entry.key in missing:
+                        journal.append(entry)
+                        yield entry
 
     def _round(self, items: Sequence[Any], stage: str) -> Iterator[Entry]:
         """One pass of Ray Data over the items; -> what the journals say, as they say it."""
@@ -121,6 +112,11 @@ class RayEngine:
                     "End it, and run the same command with --engine pool or a larger cluster: it goes on from here.",
                 )
             time.sleep(0.5)
+
+
+def _once(items: Iterable[Any]) -> list[Any]:
+    """Each object once, in their order."""
+    return list({id(item): item for item in items}.values())
 
 
 class _Running:
@@ -213,7 +209,7 @@ def connect(address: str | None) -> Any:
         import ray.data
     except ImportError as error:
         raise MachineError(
-            "--engine ray needs Ray, which is not installed.", "pip install 'ray[data]>=2.40'"
+            "--engine ray needs Ray, which is not installed.", "pip install 'svdcli[ray]'"
         ) from error
     if ray.is_initialized():
         return ray
