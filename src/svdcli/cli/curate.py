@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svdcli.cli.console import Progress, human_size, out
-from svdcli.cli.curate_tables import account_lines, plan_lines, shell_word, waterfall_lines
+from svdcli.cli.curate_tables import account_lines, overlap_lines, plan_lines, shell_word, waterfall_lines
 from svdcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -182,7 +182,10 @@ def filter_(
             selection = select(folder, chosen.filter, refreeze=refreeze)
     for note in selection.notes:
         out.warn(note)
-    out.result({"folder": folder, **_filtered(selection)}, waterfall_lines(selection.waterfall))
+    lines = waterfall_lines(selection.waterfall)
+    if explain:
+        lines += ["", *overlap_lines(selection)]
+    out.result({"folder": folder, **_filtered(selection)}, lines)
     out.next(f"svd curate {'filter' if explain else 'pack'} {shell_word(folder)}")
 
 
@@ -327,11 +330,23 @@ def _filtered(selection: Selection) -> dict[str, Any]:
             "drops": s.reason.words,
             "clips": s.dropped.clips,
             "seconds": s.dropped.seconds,
+            "alone": {"clips": s.alone.clips, "seconds": s.alone.seconds},
+            "no_other": {"clips": s.only.clips, "seconds": s.only.seconds},
         }
         for s in fall.steps
     ]
     kept = {"clips": fall.kept.clips, "seconds": fall.kept.seconds}
-    return {"filters": steps, "kept": kept, "judged": {"clips": fall.all.clips, "seconds": fall.all.seconds}}
+    overlaps = [
+        {
+            "filters": pair,
+            "clips": amount.clips,
+            "seconds": amount.seconds,
+            "correlation": selection.correlations.get(pair),
+        }
+        for pair, amount in fall.overlaps.items()
+    ]
+    judged = {"clips": fall.all.clips, "seconds": fall.all.seconds}
+    return {"filters": steps, "kept": kept, "judged": judged, "overlaps": overlaps}
 
 
 def _require_folder(folder: Path) -> None:

@@ -11,6 +11,7 @@ from svdcli.cli.console import human_size, table
 if TYPE_CHECKING:
     from svdcli.curate.accounts import Accounts
     from svdcli.curate.plan import Plan
+    from svdcli.curate.select import Selection
     from svdcli.curate.waterfall import Waterfall
 
 _DAY, _YEAR = 24.0, 8766.0  # hours
@@ -51,6 +52,28 @@ def waterfall_lines(fall: Waterfall) -> list[str]:
     kept = fall.kept
     rows.append(["= kept", f"{kept.clips:,}", span(kept.seconds), _share(kept.seconds, fall.all.seconds)])
     return table(rows, ("filter", "clips", "footage", "alone it would drop"))
+
+
+def overlap_lines(selection: Selection) -> list[str]:
+    """What each filter drops that no other would, and each two: clips and seconds that both would, their correlation."""
+    fall = selection.waterfall
+    only = [
+        [step.reason.name, f"{step.only.clips:,}", span(step.only.seconds)]
+        for step in fall.steps
+        if step.alone.clips
+    ]
+    both = [
+        [
+            f"{a} and {b}",
+            f"{amount.clips:,}",
+            span(amount.seconds),
+            "" if (r := selection.correlations.get((a, b))) is None else f"{r:+.2f}",
+        ]
+        for (a, b), amount in fall.overlaps.items()
+        if amount.clips or (a, b) in selection.correlations
+    ]
+    lines = table(only, ("no other filter drops", "clips", "footage")) if only else []
+    return [*lines, "", *table(both, ("both drop", "clips", "footage", "correlation"))] if both else lines
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -115,7 +115,7 @@ def _funnel(folder: Path, every: Statistics, found: Selection | None, failures: 
     rows.append(
         _bar(
             "cut into clips",
-            f"{every.num_clips:,} clips",
+            counted(every.num_clips),
             every.total_seconds,
             whole,
             lost and f"lost: {lost}",
@@ -123,7 +123,8 @@ def _funnel(folder: Path, every: Statistics, found: Selection | None, failures: 
     )
     for step in found.waterfall.steps if found else ():
         if step.dropped.clips or not step.reason.name.endswith(" missing"):
-            words = f"{_text(step.reason.words)}: −{counted(step.dropped.clips)}, −{duration(step.dropped.seconds)}"
+            taken = f"−{counted(step.dropped.clips)}, −{duration(step.dropped.seconds)}"
+            words = f"{_text(step.reason.words)}: {taken if step.dropped.clips else 'none'}"
             left = step.left
             rows.append(_bar(_text(step.reason.name), counted(left.clips), left.seconds, whole, words))
     notes = "".join(f"<p class='note'>{_text(note)}</p>" for note in (found.notes if found else ()))
@@ -252,7 +253,11 @@ def _cuts(folder: Path) -> str:
                 f"ORDER BY start_pts LIMIT {STRIP_CLIPS}",
                 [source],
             )
-            more = f", the first {len(clips)} of {count} clips" if count > len(clips) else f", {count} clips"
+            more = (
+                f", the first {len(clips)} of {counted(count)}"
+                if count > len(clips)
+                else f", {counted(count)}"
+            )
             shown = "".join(_strip_clip(folder, clip) for clip in clips)
             strips.append(
                 f"<h4>{_text(path)}<span class='note'>{more}</span></h4><div class='strip'>{shown}</div>"
