@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import time
@@ -180,7 +179,7 @@ class Pool:
     def _drop(self, child: _Child) -> None:
         """Kill a child and all that it started."""
         self._children.remove(child)
-        with suppress(ProcessLookupError, PermissionError):
+        with suppress(ProcessLookupError, PermissionError, AttributeError):  # Windows has no groups
             os.killpg(child.process.pid, signal.SIGKILL)  # it leads a group of its own
         child.process.kill()
         child.process.join()
@@ -255,7 +254,7 @@ class Pool:
 def _serve(work: Work, connection: Connection, parent: int) -> None:
     """The life of a child."""
     _die_with(parent)
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):
         os.setsid()  # so that it can be killed with all that it starts, and Ctrl-C is its parent's affair
     _be_silent()
     try:
@@ -321,8 +320,7 @@ def _be_silent() -> None:
 
 def _cpu() -> float:
     """CPU seconds of this process and of those it has waited for."""
-    own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
+    return float(sum(psutil.Process().cpu_times()[:4]))
 
 
 # ---- seen from outside
