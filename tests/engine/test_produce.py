@@ -334,8 +334,8 @@ def test_an_interrupt_before_the_decode_leaves_nothing(
 def test_numbers_that_are_not_finite_are_a_sentence(
     job: Job, residence: Residence, sampling: Sampling, ear: Ear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = torch.full((1, 4, 4, 12, 16), float("nan"))
-    monkeypatch.setattr(module, "denoise", lambda *_: broken)
+    broken = torch.full((4, 4, 12, 16), float("nan"))
+    monkeypatch.setattr(module, "generate_windows", lambda *_: broken)
     with pytest.raises(InputError, match="not finite"):
         list(produce([job], residence, sampling, MP4, ear))
     assert files_beside(job.output) == set()
