@@ -23,6 +23,7 @@ from svdcli.curate.opening import Picture, Shown, Ticks, frames, opened
 from svdcli.curate.probe import Probe, square_size, usual_step
 from svdcli.curate.proxy import KEY_SIDE, SMALL_FPS, SMALL_SIDE
 from svdcli.curate.samples import Crop, Samples
+from svdcli.curate.transnet import probabilities
 from svdcli.errors import InputError
 from svdcli.recipe.curation import Split
 
@@ -81,9 +82,7 @@ class _Scanner:
     def __init__(self, found: Probe, settings: Split, folder: Path) -> None:
         base = found.source.time_base
         self.found, self.aspect = found, found.source.sample_aspect
-        judge = None
-        if settings.transnet:
-            from svdcli.curate.transnet import probabilities as judge
+        judge = probabilities if settings.transnet else None
         self.finder = CutFinder(settings.levels, base, settings.guard_frames, judge)
         self.samples = Samples(tempfile.TemporaryFile(dir=folder), (0, 0))
         self.period = Fraction(1, int(SMALL_FPS)) / base
@@ -179,8 +178,8 @@ def black_bars(frame: Any) -> Crop | None:
         luma = frame.to_ndarray(format="gray")
     else:
         luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-    columns = np.flatnonzero(cv2.reduce(luma, 0, cv2.REDUCE_MAX).ravel() > _BAR)
-    rows = np.flatnonzero(cv2.reduce(luma, 1, cv2.REDUCE_MAX).ravel() > _BAR)
+    columns = np.flatnonzero(luma.max(0) > _BAR)
+    rows = np.flatnonzero(luma.max(1) > _BAR)
     if not len(rows):
         return None
     height, width = luma.shape
