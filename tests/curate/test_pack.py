@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from svdcli.curate.dataset import remove_clips
 from svdcli.curate.pack import pack
 from svdcli.curate.select import select
 from svdcli.curate.statistics import YEAR, statistics
@@ -211,3 +212,20 @@ def test_statistics_are_those_of_table_1(tmp_path: Path, corpus: ModuleType, mp4
     assert (
         every.total_years == pytest.approx(24 / YEAR) and kept.num_clips == 8 and kept.scored["motion"] == 8
     )
+
+
+def test_a_killed_removal_is_mended_by_the_same_command(
+    tmp_path: Path, corpus: ModuleType, mp4s: list[bytes], small_shards: None
+) -> None:
+    corpus.write_whole(tmp_path, mp4s)
+    select(tmp_path, corpus.settings(*SETTINGS))
+    place = tmp_path / "dataset"
+    pack(tmp_path, Pack(), place)
+    before, first = files(place), keys(place)[:1]
+    assert remove_clips(place, first).rewritten == ("000000.tar",)
+    after = files(place)
+    (place / "000000.parquet").write_bytes(before["000000.parquet"])  # the shard is new, its index not yet
+    assert remove_clips(place, first).clips == 1 and files(place) == after
+    gone = {row["key"] for row in read_index(place).to_pylist() if row["shard"] == "000001.tar"}
+    assert remove_clips(place, gone).deleted == ("000001.tar",)
+    assert files(place) == {name: data for name, data in after.items() if not name.startswith("000001")}
