@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from svdcli.recipe.annotation import Annotate
 from svdcli.recipe.reading import parse, read_tree
 from svdcli.recipe.section import Section
 
 
 class Split(Section):
     """How sources are cut into clips."""
-
-
-class Annotate(Section):
-    """What is measured of every clip."""
 
 
 class Filter(Section):
