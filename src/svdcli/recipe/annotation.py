@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from svdcli.recipe.section import Fraction, Positive, Section
 
@@ -126,7 +126,14 @@ class Captions(Section):
     video: Captioner | None = None
     summary: Captioner | None = None
     video_frames: Positive = 8
-    """small frames that the video captioner sees, evenly over the clip"""
+    """frames that the video captioner sees, evenly over the clip"""
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        prompt = self.summary.prompt if self.summary else None
+        if prompt is not None and not ("{image}" in prompt and "{video}" in prompt):
+            raise ValueError("the prompt of the summary must hold {image} and {video}, where the captions go")
+        return self
 
 
 class Annotate(Section):
