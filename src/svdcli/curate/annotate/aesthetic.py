@@ -6,9 +6,7 @@ improved-aesthetic-predictor, which has no activations between its layers. Score
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy.typing as npt
 
 from svdcli.curate.annotate import View
 from svdcli.curate.annotate.clip_embedding import frame_embeddings
-from svdcli.curate.annotate.models import Once, stamp
+from svdcli.curate.annotate.models import Once, load_tensors, stamp
 from svdcli.errors import InputError, MachineError
 
 Weights = npt.NDArray[np.float64]
@@ -52,10 +50,10 @@ class Head:
 def load_head(path: Path) -> Head:
     """A safetensors or .pth file with `weight`, `bias`, or with `layers.N.weight`, `layers.N.bias`.
 
-    A .pth file, which is how LAION publishes them, is opened with torch's restricted unpickler, which makes tensors and
-    runs nothing. Raises MachineError where the file is missing, and InputError where it is no head.
+    Raises MachineError where the file is missing, and InputError where it is no head.
     """
-    tensors = _tensors(path)
+    found = load_tensors(path, "an aesthetic head", _WHERE)
+    tensors = {name: np.asarray(value.double().numpy()) for name, value in found.items()}
     numbers = {name: re.fullmatch(r"(?:layers\.(\d+)\.)?(weight|bias)", name) for name in tensors}
     strange = sorted(name for name, match in numbers.items() if not match)
     order = sorted({int(match[1] or 0) for match in numbers.values() if match})
@@ -74,23 +72,6 @@ def load_head(path: Path) -> Head:
             f"{path.name} is no aesthetic head: {', '.join(strange) or f'its layers are {shapes}'}.", _WHERE
         )
     return Head(layers)
-
-
-def _tensors(path: Path) -> dict[str, Weights]:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise MachineError(f"There is no aesthetic head {path}.", _WHERE)
-    try:
-        if path.suffix == ".safetensors":
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: np.asarray(value.double().numpy()) for name, value in found.items()}
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, zipfile.BadZipFile) as e:
-        raise InputError(f"{path.name} is no file of weights: {str(e).splitlines()[0]}", _WHERE) from e
 
 
 class AestheticAnnotator:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svdcli.curate.annotate import View
+from svdcli.curate.annotate.models import stamp
 from svdcli.curate.annotate.motion import check_moments
 from svdcli.data.motion import dense_flow, grey_frames
 
@@ -86,7 +87,6 @@ class CameraAnnotator:
     """
 
     name = "camera"
-    version = 1
     columns: Mapping[str, type] = {
         "camera": str,
         "camera_pan": float,
@@ -102,6 +102,7 @@ class CameraAnnotator:
 
     def __init__(self, still: float) -> None:
         self.still = still
+        self.version = stamp(1, still)
 
     def annotate(self, views: Sequence[View]) -> list[dict[str, Any]]:
         """Raises InputError for a clip of a single moment."""

@@ -6,12 +6,14 @@ time and again, without another try, every time after: its scores are then not c
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from svdcli.errors import MachineError, SvdError
+from svdcli.errors import InputError, MachineError, SvdError
 
 if TYPE_CHECKING:
     import torch
@@ -111,3 +113,29 @@ def load_network(part: Any, ref: str, what: str, device: str, precision: str) ->
         raise MachineError(
             f"{ref} does not fit the memory of {where}.", "Set its precision to float16, or its device to cpu."
         ) from error
+
+
+def load_tensors(path: Path, what: str, hint: str) -> dict[str, torch.Tensor]:
+    """A safetensors file, or a .pth of nothing but tensors, by name.
+
+    The small networks of this room are published as .pth alone, so these are opened too, with torch's restricted
+    unpickler, which makes tensors and runs nothing. Raises MachineError where the file is missing and InputError where
+    it is none of both; `hint` says how to get a right one.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise MachineError(f"There is no {path} with {what}.", hint)
+    try:
+        found = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path.name} is no file of weights: {str(error).splitlines()[0]}", hint) from error
+    if not isinstance(found, dict) or not all(torch.is_tensor(value) for value in found.values()):
+        raise InputError(f"{path.name} holds something else than {what}.", hint)
+    return found

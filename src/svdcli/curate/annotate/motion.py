@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svdcli.curate.annotate import View
+from svdcli.curate.annotate.models import stamp
 from svdcli.curate.proxy import Proxy
 from svdcli.data.motion import dense_flow, grey_frames
 from svdcli.errors import InputError
@@ -37,13 +38,13 @@ class MotionAnnotator:
     """
 
     name = "motion"
-    version = 1
     columns: Mapping[str, type] = {"motion": float, "motion_saturation": float, "motion_saturated": bool}
     needs: tuple[str, ...] = ()
     batch = 64
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
+        self.version = stamp(1, limit)
 
     def annotate(self, views: Sequence[View]) -> list[dict[str, Any]]:
         """Raises InputError for a clip of a single moment."""

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svdcli.curate.annotate import View
+from svdcli.curate.annotate.models import stamp
 from svdcli.errors import MachineError
 
 WEIGHTS = "PP-OCRv6_det_small.onnx"
@@ -33,13 +34,13 @@ class TextAnnotator:
     """
 
     name = "text"
-    version = 1
     columns: Mapping[str, type] = {"text_area": float, "text_area_most": float, "text_boxes": list}
     needs: tuple[str, ...] = ()
     batch = 8
 
     def __init__(self, side: int, confidence: float) -> None:
         self.side, self.confidence = side, confidence
+        self.version = stamp(1, side, confidence)
 
     def annotate(self, views: Sequence[View]) -> list[dict[str, Any]]:
         """Raises MachineError where rapidocr or its weights are absent."""
