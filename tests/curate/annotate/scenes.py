@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 HEIGHT, WIDTH = 64, 114
-FINE = 3
+FINE = 2
 """samples a pixel, each way"""
 FPS = 2.0
+NUM_FRAMES = 6
 ROOM, CEILING = 6.0, 5.0
 
 Picture = npt.NDArray[np.uint8]
@@ -80,8 +81,8 @@ def _photograph(camera: Camera, textures: Sequence[Picture]) -> Picture:
     rows, columns = np.mgrid[: HEIGHT * FINE, : WIDTH * FINE]
     u = (columns + 0.5) / (HEIGHT * FINE) - WIDTH / HEIGHT / 2
     v = (rows + 0.5) / (HEIGHT * FINE) - 0.5
-    rays = np.stack([u, v, np.full(u.shape, camera.focal)], -1) @ camera.axes()
-    place = np.array([camera.x, camera.y, camera.z])
+    rays = (np.stack([u, v, np.full(u.shape, camera.focal)], -1) @ camera.axes()).astype(np.float32)
+    place = np.array([camera.x, camera.y, camera.z], np.float32)
     inside = _hit(place, rays, np.array([-ROOM, -ROOM, 0]), np.array([ROOM, ROOM, CEILING]), inside=True)
     low, high = np.array([camera.box - 0.6, -0.6, 0]), np.array([camera.box + 0.6, 0.6, 1.5])
     box = _hit(place, rays, low, high, inside=False)
@@ -94,29 +95,27 @@ def _photograph(camera: Camera, textures: Sequence[Picture]) -> Picture:
                 here = where & (face[1] == axis) & (face[2] == sign)
                 if not here.any():
                     continue
+                shift = np.array([camera.box if size < 2 and a == 0 else 0.0 for a in others])
+                uv = (place + rays[here] * face[0][here][:, None])[:, others] - shift
+                spot = ((uv / size + 0.5) % 1.0).astype(np.float32)
                 number = 2 * axis + sign + (0 if size > 2 else 6)
                 texture = textures[number % len(textures)]
-                shift = np.array([camera.box if size < 2 and a == 0 else 0.0 for a in others])
-                reach = np.where(here, face[0], 0.0)[..., None]
-                uv = (place + rays * reach)[..., others] - shift
-                spot = ((uv / size + 0.5 * (size > 2) + 0.5 * (size < 2)) % 1.0).astype(np.float32)
                 spot *= np.array([texture.shape[1] - 1, texture.shape[0] - 1], np.float32)
-                seen = cv2.remap(texture, spot[..., 0], spot[..., 1], cv2.INTER_LINEAR)
-                picture[here] = seen[here]
+                picture[here] = cv2.remap(texture, spot[:, :1], spot[:, 1:], cv2.INTER_LINEAR)[:, 0]
     return np.asarray(cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _hit(
     place: npt.NDArray[np.float64],
-    rays: npt.NDArray[np.float64],
+    rays: npt.NDArray[np.float32],
     low: npt.NDArray[np.float64],
     high: npt.NDArray[np.float64],
     inside: bool,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Where rays meet a box from inside or outside: distance, axis of the face, and whether its high side."""
-    safe = np.where(np.abs(rays) < 1e-9, 1e-9, rays)
-    ways = np.stack([(low - place) / safe, (high - place) / safe])
-    first, last = ways.min(0), ways.max(0)
+    safe = np.where(np.abs(rays) < 1e-9, np.float32(1e-9), rays)
+    low_way, high_way = (((corner - place) / safe).astype(np.float32) for corner in (low, high))
+    first, last = np.minimum(low_way, high_way), np.maximum(low_way, high_way)
     if inside:
         axis, distance = last.argmin(-1), last.min(-1)
         high_side = np.take_along_axis(rays, axis[..., None], -1)[..., 0] > 0
@@ -128,8 +127,8 @@ def _hit(
 
 
 def moves(kind: str, rng: np.random.Generator) -> list[Camera]:
-    """Seven moments, two a second, of a camera that does `kind`; speeds, heights and lenses are drawn."""
-    times = np.arange(7) / FPS
+    """Six moments, two a second, of a camera that does `kind`; speeds, heights and lenses are drawn."""
+    times = np.arange(NUM_FRAMES) / FPS
     start = Camera(
         x=rng.uniform(-0.5, 0.5),
         y=rng.uniform(-4.2, -3.2),
@@ -146,15 +145,15 @@ def moves(kind: str, rng: np.random.Generator) -> list[Camera]:
     if kind.startswith("pan") and rng.random() < 0.3:  # a truck, past walls
         return [replace(start, x=sign * (0.5 * t - 0.8), y=-3.0, pitch=0.1) for t in times]
     if kind.startswith("pan"):
-        return [replace(start, yaw=sign * speed * (t - 1.5)) for t in times]
+        return [replace(start, yaw=sign * speed * (t - 1.25)) for t in times]
     if kind.startswith("tilt"):
-        return [replace(start, pitch=start.pitch + sign * speed * (t - 1.5)) for t in times]
+        return [replace(start, pitch=start.pitch + sign * speed * (t - 1.25)) for t in times]
     if kind.startswith("zoom") and rng.random() < 0.5:  # on wheels
         rate = rng.uniform(0.15, 0.45)
-        return [replace(start, y=start.y + sign * rate * (t - 1.5)) for t in times]
+        return [replace(start, y=start.y + sign * rate * (t - 1.25)) for t in times]
     if kind.startswith("zoom"):
         rate = rng.uniform(0.05, 0.25)
-        return [replace(start, focal=start.focal * np.exp(sign * rate * (t - 1.5))) for t in times]
+        return [replace(start, focal=start.focal * np.exp(sign * rate * (t - 1.25))) for t in times]
     if kind == "roll":
         rate = way * rng.uniform(0.05, 0.25)
         return [replace(start, roll=rate * t) for t in times]

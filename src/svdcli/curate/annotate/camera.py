@@ -60,6 +60,8 @@ Class = Literal[
     "handheld",
 ]
 Vector = npt.NDArray[np.float64]
+Grey = npt.NDArray[np.uint8]
+Flow = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -137,19 +139,26 @@ def camera_moves(small: npt.NDArray[np.uint8], times: Vector) -> list[Move]:
     return moves
 
 
-def _flow(
-    a: npt.NDArray[np.uint8],
-    b: npt.NDArray[np.uint8],
-    far_a: npt.NDArray[np.uint8],
-    far_b: npt.NDArray[np.uint8],
-) -> npt.NDArray[np.float32]:
-    """Flow at SIDE, begun with that at COARSE, in shortest sides."""
-    guess = dense_flow(far_a, far_b) * (SIDE / COARSE)
-    guess = cv2.resize(guess, (a.shape[1], a.shape[0]), interpolation=cv2.INTER_LINEAR)
-    return dense_flow(a, b, np.asarray(guess, np.float32)) / SIDE
+def _flow(a: Grey, b: Grey, far_a: Grey, far_b: Grey) -> Flow:
+    """Flow at SIDE, in shortest sides. Begun from nothing it is right where little moves, begun from that at COARSE where
+    much does, and smeared elsewhere; so each point takes the one by which the pictures agree better around it.
+    """
+    guess = cv2.resize(dense_flow(far_a, far_b) * (SIDE / COARSE), a.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    near, far = dense_flow(a, b), dense_flow(a, b, np.asarray(guess, np.float32))
+    better = _disagreement(a, b, far) < _disagreement(a, b, near)
+    return np.where(better[..., None], far, near) / SIDE
 
 
-def fit_move(flow: npt.NDArray[np.float32], grey: npt.NDArray[np.uint8], gap: float) -> Move:
+def _disagreement(a: Grey, b: Grey, flow: Flow) -> npt.NDArray[np.float32]:
+    """(h, w): how far the second picture, fetched back along the flow, is from the first, around each point."""
+    rows, columns = np.mgrid[: a.shape[0], : a.shape[1]].astype(np.float32)
+    fetched = cv2.remap(
+        b, columns + flow[..., 0], rows + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(cv2.blur(cv2.absdiff(a, fetched).astype(np.float32), (7, 7)))
+
+
+def fit_move(flow: Flow, grey: Grey, gap: float) -> Move:
     """Flow (h, w, 2) in shortest sides, the picture that it starts from, and the seconds between -> the move.
 
     An affine field by iteratively reweighted least squares: every point weighs by its texture, and less the farther
@@ -239,7 +248,7 @@ def classify(mean: Move, shake: float, still: float) -> Class:
     return "roll" if rigid else "orbit"
 
 
-def _texture(grey: npt.NDArray[np.uint8]) -> Vector:
+def _texture(grey: Grey) -> Vector:
     """(h, w) -> weights (h, w) above 0: how well a movement would show, from the smaller gradient round a point."""
     picture = grey.astype(np.float32) / 255
     smaller = cv2.cornerMinEigenVal(picture, blockSize=7, ksize=3)

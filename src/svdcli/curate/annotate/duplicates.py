@@ -27,7 +27,7 @@ SIDE = 32
 """the pictures that are transformed are squares of this side, pixels"""
 FLAT = 4.0
 """pictures of a standard deviation below this, of 255, show nothing to compare"""
-STILL = 2.0
+STILL = 0.7
 """mean difference, of 255, below which nothing has changed between two moments"""
 
 _ZIGZAG = sorted(((u + v, u, v) for u in range(SIDE) for v in range(SIDE) if u + v), key=lambda place: place)

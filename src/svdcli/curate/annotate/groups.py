@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from svdcli.curate.annotate.duplicates import CHANGE_BITS, PICTURE_BITS, to_bits
+from svdcli.curate.annotate.duplicates import CHANGE_BITS, MOMENTS, PICTURE_BITS, to_bits
 
 DESIGNED, CERTAINTY = 0.15, 0.95
 """share of bits in which copies may differ, and how surely such a pair is met"""
@@ -33,14 +33,15 @@ class Limits:
 
     picture: float = 0.22
     """share of the bits of `phash`: a crop of 5 % a side differs by about 0.16"""
-    change: float = 0.28
-    """share of the bits of `change_hash`; different takes differ by 0.35 and more"""
+    change: float = 0.22
+    """share of the bits of `change_hash`: copies differ by 0.16 at most, takes of one scene by 0.30 at least"""
     still: float = 0.1
     """share of the bits of `phash` where too little changes for `change_hash` to tell"""
     cosine: float = 0.97
     """least mean cosine similarity of the embeddings of the three key frames"""
     shared: int = 2
-    """moments that must show something, and steps that must change, in both clips, for a hash to count"""
+    """moments that must show something, and steps that must change, in both clips, for a hash to count; and steps at
+    most that change in one clip alone"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class _Table:
         """Places of clips that are the same, the better one first; a pair may come more than once."""
         yield from self._same_packets()
         seen = np.flatnonzero(self.shows.sum(1) >= self.limits.shared)
-        flat = self.pictures[seen].reshape(len(seen), -1)
+        flat = self.pictures[seen].reshape(len(seen), MOMENTS * PICTURE_BITS)
         for a, b in candidates(flat):
             near = self._look_alike(seen[a], seen[b])
             yield from zip(seen[a[near]].tolist(), seen[b[near]].tolist(), strict=True)
@@ -120,7 +121,8 @@ class _Table:
         picture, enough = _distance(self.pictures, self.shows, a, b, self.limits.shared)
         change, tells = _distance(self.changes, self.moves, a, b, self.limits.shared)
         moving = (picture <= self.limits.picture) & (change <= self.limits.change)
-        return enough & np.where(tells, moving, picture <= self.limits.still)
+        alone = (self.moves[a] ^ self.moves[b]).sum(1)
+        return enough & (alone <= self.limits.shared) & np.where(tells, moving, picture <= self.limits.still)
 
     def _embed_alike(self, a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Takes from one tripod embed alike, too: what changes must not speak against it."""

@@ -12,12 +12,16 @@ def annotators(settings: Annotate, device: str = "auto") -> list[Annotator]:
     """One of each name in `settings.run`. No model is loaded before it is first needed.
 
     An annotator whose model is absent is among them and says so when it is asked: its scores are then not computed.
+    OpenCV is told to use one thread in this process, as several processes share the machine.
     """
+    import cv2
+
     from svdcli.curate.annotate.camera import CameraAnnotator
     from svdcli.curate.annotate.duplicates import DuplicatesAnnotator
     from svdcli.curate.annotate.quality import QualityAnnotator
     from svdcli.curate.annotate.text import TextAnnotator
 
+    cv2.setNumThreads(1)
     made = {
         "motion": _motion(settings, device),
         "camera": CameraAnnotator(settings.camera.still),

@@ -1,0 +1,103 @@
+"""Clips as annotators get them, made of frames: written to disk, with their proxy."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from svdcli.curate.annotate import View
+from svdcli.curate.proxy import KEY_SIDE, SMALL_FPS, SMALL_SIDE, Proxy
+from svdcli.curate.rows import CutClip
+from svdcli.io.video import write_video
+
+Frames = npt.NDArray[np.uint8]
+MakeView = Callable[..., View]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """As in a worker."""
+    cv2.setNumThreads(1)
+
+
+@pytest.fixture
+def make_view(tmp_path: Path) -> MakeView:
+    """frames (T, H, W, 3), fps -> the View of a clip that shows them; without `write` there is no file."""
+
+    def make(name: str, frames: Frames, fps: float, write: bool = False, **scores: Any) -> View:
+        path = tmp_path / f"{name}.mp4"
+        if write:
+            write_video(path, frames, fps, {}, "mp4")
+        return view_of(name, path, frames, fps, scores)
+
+    return make
+
+
+def view_of(name: str, path: Path, frames: Frames, fps: float, scores: Any) -> View:
+    count = max(2, int((len(frames) - 1) / fps * SMALL_FPS + 1e-9) + 1)
+    picked = sorted({min(len(frames) - 1, round(i * fps / SMALL_FPS)) for i in range(count)} | {len(frames) - 1})
+    keys = [frames[0], frames[len(frames) // 2], frames[-1]]
+    proxy = Proxy(
+        np.array(picked) / fps,
+        np.stack([scaled(frames[i], SMALL_SIDE) for i in picked]),
+        np.stack([scaled(key, KEY_SIDE) for key in keys]),
+    )
+    height, width = frames.shape[1:3]
+    return View(
+        CutClip(
+            id=name,
+            source="source",
+            start_pts=0,
+            end_pts=len(frames),
+            start=0.0,
+            end=len(frames) / fps,
+            opens="start",
+            closes="end",
+            confidence=1.0,
+            path=f"clips/{name}.mp4",
+            size=0,
+            digest="",
+            width=width,
+            height=height,
+            num_frames=len(frames),
+            fps=fps,
+            method="encode",
+        ),
+        path,
+        proxy,
+        scores,
+    )
+
+
+def scaled(frame: Frames, side: int) -> Frames:
+    height, width = frame.shape[:2]
+    scale = min(1.0, side / min(height, width))
+    size = (round(width * scale), round(height * scale))
+    return np.asarray(cv2.resize(np.ascontiguousarray(frame), size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def scenes() -> ModuleType:
+    """The module scenes.py beside this file: a room and a camera."""
+    spec = importlib.util.spec_from_file_location("annotate_scenes", Path(__file__).with_name("scenes.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def textures(scenes: ModuleType) -> list[Frames]:
+    """Photographs where ../shared/data lies beside this checkout, coloured noise where it does not."""
+    folder = Path(__file__).resolve().parents[4] / "shared" / "data"
+    return scenes.real_pictures(folder) if folder.is_dir() else [scenes.procedural(seed) for seed in range(6)]
