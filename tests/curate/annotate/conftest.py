@@ -101,3 +101,62 @@ def textures(scenes: ModuleType) -> list[Frames]:
     """Photographs where ../shared/data lies beside this checkout, coloured noise where it does not."""
     folder = Path(__file__).resolve().parents[4] / "shared" / "data"
     return scenes.real_pictures(folder) if folder.is_dir() else [scenes.procedural(seed) for seed in range(6)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of() -> Callable[[str, str | None], Any]:
+    """A fast tokenizer of words that are spelt out of single bytes: any text goes through it and comes back."""
+
+    def make(kind: str = "bytes", template: str | None = None) -> Any:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        special = ["<pad>", "<s>", "</s>", "<image>"]
+        words = {word: index for index, word in enumerate([*special, *alphabet])}
+        raw = Tokenizer(models.BPE(vocab=words, merges=[]))
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        raw.decoder = decoders.ByteLevel()
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+        )
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole CLIP model, two small towers of random weights, whose tokenizer knows single letters."""
+    import json
+
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    folder = tmp_path_factory.mktemp("clip")
+    letters = [chr(code) for code in range(33, 127)]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    special = {"bos_token": words[-2], "eos_token": words[-1], "unk_token": words[-1], "pad_token": words[-1]}
+    config = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"vocab_size": len(words), "bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=shape | ends | {"projection_dim": 24},
+            vision_config=shape | {"image_size": 32, "patch_size": 8, "projection_dim": 24},
+            projection_dim=24,
+        )
+    )
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(torch.randn_like(tensor) * 0.1)
+    model.save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(folder)
+    return folder

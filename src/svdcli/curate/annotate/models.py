@@ -79,6 +79,9 @@ def load_part(part: Any, ref: str, what: str, **options: Any) -> Any:
 
     Raises MachineError where the model is absent, lacks something, or needs a package that is not installed.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # the command has its own
     where = place(ref, what)
     fetch = f"Fetch it with `hf download {ref}`, or name the folder of a copy."
     try:
@@ -106,9 +109,9 @@ def load_network(part: Any, ref: str, what: str, device: str, precision: str) ->
     import torch
 
     where = torch_device(device)
-    model = load_part(part, ref, what, torch_dtype=getattr(torch, precision))
+    model = load_part(part, ref, what)
     try:
-        return model.to(where).eval().requires_grad_(False)
+        return model.to(where, getattr(torch, precision)).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
         raise MachineError(
             f"{ref} does not fit the memory of {where}.", "Set its precision to float16, or its device to cpu."
