@@ -60,7 +60,13 @@ def procedural(seed: int) -> Picture:
 def real_pictures(folder: Path) -> list[Picture]:
     """Photographs of ../shared, as textures."""
     found = sorted((folder / "multiview" / "opensfm_berlin" / "images").glob("*.jpg"))
-    names = ("sam2__bedroom", "mdn__rabbit", "vidtome__dog", "intel_samples__bottle-detection", "opencv__vtest")
+    names = (
+        "sam2__bedroom",
+        "mdn__rabbit",
+        "vidtome__dog",
+        "intel_samples__bottle-detection",
+        "opencv__vtest",
+    )
     pictures = [cv2.imread(str(path)) for path in found]
     for name in names:
         capture = cv2.VideoCapture(str(folder / "videos" / f"{name}.mp4"))
@@ -138,7 +144,9 @@ def moves(kind: str, rng: np.random.Generator) -> list[Camera]:
     )
     sign = -1.0 if kind in {"pan_left", "tilt_down", "zoom_out"} else 1.0
     way = rng.choice([-1.0, 1.0])
-    speed = rng.uniform(0.04, 0.22) / start.focal  # radians a second; shortest sides a second by the focal length
+    speed = (
+        rng.uniform(0.04, 0.22) / start.focal
+    )  # radians a second; shortest sides a second by the focal length
     if kind == "static":
         walk = rng.choice([0.0, 0.6]) * way  # half of them with something that moves by itself
         return [replace(start, box=-0.8 * way + walk * t) for t in times]

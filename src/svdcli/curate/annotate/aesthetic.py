@@ -59,7 +59,9 @@ def load_head(path: Path) -> Head:
     order = sorted({int(match[1] or 0) for match in numbers.values() if match})
     prefix = "layers.{}." if any(name.startswith("layers.") for name in tensors) else ""
     try:
-        layers = tuple((tensors[f"{prefix.format(n)}weight"], tensors[f"{prefix.format(n)}bias"]) for n in order)
+        layers = tuple(
+            (tensors[f"{prefix.format(n)}weight"], tensors[f"{prefix.format(n)}bias"]) for n in order
+        )
     except KeyError as error:
         strange.append(f"no {error.args[0]}")
         layers = ()

@@ -143,10 +143,12 @@ def _flow(a: Grey, b: Grey, far_a: Grey, far_b: Grey) -> Flow:
     """Flow at SIDE, in shortest sides. Begun from nothing it is right where little moves, begun from that at COARSE where
     much does, and smeared elsewhere; so each point takes the one by which the pictures agree better around it.
     """
-    guess = cv2.resize(dense_flow(far_a, far_b) * (SIDE / COARSE), a.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    guess = cv2.resize(
+        dense_flow(far_a, far_b) * (SIDE / COARSE), a.shape[::-1], interpolation=cv2.INTER_LINEAR
+    )
     near, far = dense_flow(a, b), dense_flow(a, b, np.asarray(guess, np.float32))
     better = _disagreement(a, b, far) < _disagreement(a, b, near)
-    return np.where(better[..., None], far, near) / SIDE
+    return np.asarray(np.where(better[..., None], far, near) / SIDE, np.float32)
 
 
 def _disagreement(a: Grey, b: Grey, flow: Flow) -> npt.NDArray[np.float32]:

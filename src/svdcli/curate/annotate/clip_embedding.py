@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svdcli.curate.annotate import View
-from svdcli.curate.annotate.models import Once, load_network, load_part, stamp
+from svdcli.curate.annotate.models import Once, load_network, load_part, quiet_transformers, stamp
 from svdcli.errors import InputError, MachineError
 from svdcli.recipe.annotation import ClipModel
 
@@ -27,6 +27,7 @@ class ClipTowers:
         self._parts = Once(self._load)
 
     def _load(self) -> tuple[Any, Any, Any]:
+        quiet_transformers()
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
         ref, what = self.settings.model, "a CLIP model"
@@ -88,7 +89,9 @@ class ClipEmbeddingAnnotator:
         for (clip, _), vector in zip(places, found[:-1], strict=True):
             vectors[clip] += vector.tolist()
         model = self.towers.settings.model
-        return [{"clip": clip, "clip_embedding": value, "clip_model": model} for clip, value in vectors.items()]
+        return [
+            {"clip": clip, "clip_embedding": value, "clip_model": model} for clip, value in vectors.items()
+        ]
 
 
 def frame_embeddings(view: View) -> Vectors:

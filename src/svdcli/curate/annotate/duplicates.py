@@ -80,7 +80,9 @@ def packet_hash(video: Path) -> str:
             for packet in container.demux(container.streams.video[0]):
                 digest.update(bytes(packet))
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise InputError(f"The clip {video} cannot be read: {error}.", "Run svd curate split again.") from error
+        raise InputError(
+            f"The clip {video} cannot be read: {error}.", "Run svd curate split again."
+        ) from error
     return digest.hexdigest()[:32]
 
 
@@ -109,7 +111,9 @@ def _lowest(picture: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.floa
 def _moments(small: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
     """The middles of eight equal parts of the clip, grey and square."""
     chosen = [int((part + 0.5) / MOMENTS * len(small)) for part in range(MOMENTS)]
-    grey = {index: cv2.cvtColor(np.ascontiguousarray(small[index]), cv2.COLOR_RGB2GRAY) for index in set(chosen)}
+    grey = {
+        index: cv2.cvtColor(np.ascontiguousarray(small[index]), cv2.COLOR_RGB2GRAY) for index in set(chosen)
+    }
     square = {
         index: np.asarray(cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.float32)
         for index, picture in grey.items()

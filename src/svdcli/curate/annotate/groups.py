@@ -92,7 +92,8 @@ class _Table:
         self.packets = [row["packets"] for row in rows]
         self.pictures = to_bits([row["phash"] for row in rows], PICTURE_BITS)
         self.changes = to_bits([row["change_hash"] for row in rows], CHANGE_BITS)
-        self.shows, self.moves = self.pictures.any(2), self.changes.any(2)
+        self.shows: npt.NDArray[np.bool_] = np.asarray(self.pictures.any(2))
+        self.moves: npt.NDArray[np.bool_] = np.asarray(self.changes.any(2))
         self.embedded = np.array([i for i, row in enumerate(rows) if row["clip"] in embeddings], np.int64)
         vectors = [embeddings[rows[i]["clip"]] for i in self.embedded]
         self.vectors = np.asarray(vectors, np.float32)
@@ -106,7 +107,9 @@ class _Table:
             near = self._look_alike(seen[a], seen[b])
             yield from zip(seen[a[near]].tolist(), seen[b[near]].tolist(), strict=True)
         if len(self.embedded):
-            planes = np.random.default_rng(0).standard_normal((self.vectors.shape[1], PLANES)).astype(np.float32)
+            planes = (
+                np.random.default_rng(0).standard_normal((self.vectors.shape[1], PLANES)).astype(np.float32)
+            )
             for a, b in candidates(self.vectors @ planes > 0):
                 near = self._embed_alike(a, b)
                 yield from zip(self.embedded[a[near]].tolist(), self.embedded[b[near]].tolist(), strict=True)

@@ -28,7 +28,9 @@ def frames_at(video: Path, times: Sequence[float], side: int) -> Frames:
             stream.codec_context.thread_count = 1
             return _pick(container, stream, times, side)
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise InputError(f"The clip {video} cannot be decoded: {error}.", "Run svd curate split again.") from error
+        raise InputError(
+            f"The clip {video} cannot be decoded: {error}.", "Run svd curate split again."
+        ) from error
 
 
 def _pick(

@@ -55,8 +55,7 @@ class MotionAnnotator:
         grey = grey_frames(view.proxy.small, SIDE)
         flows = [dense_flow(a, b) for a, b in pairwise(grey)]
         lost = [
-            astray(flow, dense_flow(b, a)) > LOST
-            for flow, (a, b) in zip(flows, pairwise(grey), strict=True)
+            astray(flow, dense_flow(b, a)) > LOST for flow, (a, b) in zip(flows, pairwise(grey), strict=True)
         ]
         return motion_row(flows, lost, view.proxy, self.limit)
 

@@ -106,7 +106,9 @@ def decode_small(video: Path, side: int) -> Pass:
                 frames.append(_grey(frame, size))
                 times.append(float(frame.time or 0.0))
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise InputError(f"The clip {video} cannot be decoded: {error}.", "Run svd curate split again.") from error
+        raise InputError(
+            f"The clip {video} cannot be decoded: {error}.", "Run svd curate split again."
+        ) from error
     if not frames:
         raise InputError(f"The clip {video} has no whole frame.", "Run svd curate split again.")
     return Pass(np.stack(frames), np.asarray(times), damaged)

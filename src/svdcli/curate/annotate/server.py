@@ -48,6 +48,9 @@ class ServerWriter:
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def asked(self, prompt: str) -> str:
+        return prompt
+
     def _ask(self, wish: Wish) -> str:
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in wish.pictures
@@ -73,7 +76,9 @@ class ServerWriter:
         wait = self.settings.backoff
         for left in range(self.settings.retries, -1, -1):
             try:
-                with urllib.request.urlopen(self._request(body, clip), timeout=self.settings.timeout) as answer:
+                with urllib.request.urlopen(
+                    self._request(body, clip), timeout=self.settings.timeout
+                ) as answer:
                     return bytes(answer.read())
             except urllib.error.HTTPError as error:
                 with error:
@@ -102,14 +107,18 @@ class ServerWriter:
         server, model = self.settings.url, self.settings.model
         detail = " ".join(said.split())[:160]
         if status in REFUSED:
-            return InputError(f"{server} refuses the clip {clip} ({status}): {detail}", "See the server's log.")
+            return InputError(
+                f"{server} refuses the clip {clip} ({status}): {detail}", "See the server's log."
+            )
         if status in (401, 403):
             return MachineError(
-                f"{server} refuses the key ({status}).", f"Set the variable {self.settings.key_variable} to a valid one."
+                f"{server} refuses the key ({status}).",
+                f"Set the variable {self.settings.key_variable} to a valid one.",
             )
         if status == 404:
             return MachineError(
-                f"{server} has no model {model}, or no chat completions (404): {detail}", f"See {server}/models."
+                f"{server} has no model {model}, or no chat completions (404): {detail}",
+                f"See {server}/models.",
             )
         return MachineError(f"{server} failed ({status}): {detail}", "See the server's log, and run again.")
 

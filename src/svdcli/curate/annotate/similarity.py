@@ -55,7 +55,9 @@ class SimilarityAnnotator:
             )
         by_caption = {name: frames @ vectors[clip, name] for name in CAPTIONS if (clip, name) in vectors}
         means = {
-            name.replace("caption", "similarity"): float(by_caption[name].mean()) if name in by_caption else None
+            name.replace("caption", "similarity"): float(by_caption[name].mean())
+            if name in by_caption
+            else None
             for name in CAPTIONS
         }
         values = np.concatenate(list(by_caption.values()))
@@ -79,5 +81,7 @@ def _captions(view: View) -> dict[str, str]:
         hint = "Name a captioner as annotate.captions.image, .video or .summary."
         raise MachineError(absent[0], hint)
     if not found:
-        raise InputError(f"The clip {view.clip.id} has no caption.", "Run svd curate annotate with captions first.")
+        raise InputError(
+            f"The clip {view.clip.id} has no caption.", "Run svd curate annotate with captions first."
+        )
     return found
