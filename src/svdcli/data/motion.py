@@ -82,7 +82,8 @@ def motion_score(frames: npt.NDArray[np.uint8], fps: float) -> float:
 
 def pair_motion(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:
     """Two frames (H, W, 3) 0..255 -> how far the average pixel travels between them, in shortest sides."""
-    flow = dense_flow(*grey_frames(np.stack([before, after]), FLOW_SIDE))
+    grey_before, grey_after = grey_frames(np.stack([before, after]), FLOW_SIDE)
+    flow = dense_flow(grey_before, grey_after)
     return float(np.hypot(flow[..., 0], flow[..., 1]).mean()) / FLOW_SIDE
 
 

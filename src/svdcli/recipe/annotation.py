@@ -85,7 +85,7 @@ class Transformer(Section):
     model: str
     """hub id, which must be in the hub's cache, or folder"""
     prompt: str | None = None
-    """absent: the captioner's own; empty: none, as captioners without instructions want"""
+    """absent: the captioner's own; a captioner without a chat template, such as BLIP, is given none then"""
     max_tokens: Positive = 64
     batch: Positive = 8
     """clips a call"""

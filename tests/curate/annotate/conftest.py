@@ -44,7 +44,9 @@ def make_view(tmp_path: Path) -> MakeView:
 
 def view_of(name: str, path: Path, frames: Frames, fps: float, scores: Any) -> View:
     count = max(2, int((len(frames) - 1) / fps * SMALL_FPS + 1e-9) + 1)
-    picked = sorted({min(len(frames) - 1, round(i * fps / SMALL_FPS)) for i in range(count)} | {len(frames) - 1})
+    picked = sorted(
+        {min(len(frames) - 1, round(i * fps / SMALL_FPS)) for i in range(count)} | {len(frames) - 1}
+    )
     keys = [frames[0], frames[len(frames) // 2], frames[-1]]
     proxy = Proxy(
         np.array(picked) / fps,
@@ -85,15 +87,20 @@ def scaled(frame: Frames, side: int) -> Frames:
     return np.asarray(cv2.resize(np.ascontiguousarray(frame), size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-@pytest.fixture(scope="session")
-def scenes() -> ModuleType:
-    """The module scenes.py beside this file: a room and a camera."""
-    spec = importlib.util.spec_from_file_location("annotate_scenes", Path(__file__).with_name("scenes.py"))
+def load_beside(name: str) -> ModuleType:
+    """A module beside this file."""
+    spec = importlib.util.spec_from_file_location(f"annotate_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def scenes() -> ModuleType:
+    """The module scenes.py beside this file: a room and a camera."""
+    return load_beside("scenes")
 
 
 @pytest.fixture(scope="session")
@@ -104,27 +111,17 @@ def textures(scenes: ModuleType) -> list[Frames]:
 
 
 @pytest.fixture(scope="session")
-def tokenizer_of() -> Callable[[str, str | None], Any]:
-    """A fast tokenizer of words that are spelt out of single bytes: any text goes through it and comes back."""
+def captioner_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny captioner of some kind, see captioners.py."""
+    module, made = load_beside("captioners"), {}
 
-    def make(kind: str = "bytes", template: str | None = None) -> Any:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
+    def at(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            module.KINDS[kind](made[kind])
+        return made[kind]
 
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        special = ["<pad>", "<s>", "</s>", "<image>"]
-        words = {word: index for index, word in enumerate([*special, *alphabet])}
-        raw = Tokenizer(models.BPE(vocab=words, merges=[]))
-        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        raw.decoder = decoders.ByteLevel()
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-        )
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-        tokenizer.chat_template = template
-        return tokenizer
-
-    return make
+    return at
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,9 @@ def warped(texture: npt.NDArray[np.uint8], matrices: list[npt.NDArray[np.float64
     for matrix in matrices:
         linear, shift = matrix[:, :2], matrix[:, 2] * 90
         whole = np.column_stack([linear, np.array([80, 45]) + shift - linear @ np.array([320, 240])])
-        frames.append(cv2.warpAffine(wide, whole.astype(np.float32), (160, 90), borderMode=cv2.BORDER_REFLECT))
+        frames.append(
+            cv2.warpAffine(wide, whole.astype(np.float32), (160, 90), borderMode=cv2.BORDER_REFLECT)
+        )
     return np.stack(frames).astype(np.uint8)
 
 
@@ -79,7 +81,11 @@ STEPS = np.arange(5) * 0.5 - 1  # seconds
         ("camera_pan", 0.2, lambda t: [[1, 0, -0.2 * t], [0, 1, 0]]),  # the picture runs left
         ("camera_tilt", 0.15, lambda t: [[1, 0, 0], [0, 1, 0.15 * t]]),  # it runs down
         ("camera_zoom", 0.2, lambda t: [[np.exp(0.2 * t), 0, 0], [0, np.exp(0.2 * t), 0]]),  # it grows
-        ("camera_roll", 0.2, lambda t: [[np.cos(0.2 * t), np.sin(0.2 * t), 0], [-np.sin(0.2 * t), np.cos(0.2 * t), 0]]),
+        (
+            "camera_roll",
+            0.2,
+            lambda t: [[np.cos(0.2 * t), np.sin(0.2 * t), 0], [-np.sin(0.2 * t), np.cos(0.2 * t), 0]],
+        ),
         ("camera_shear", 0.2, lambda t: [[1, -0.4 * t, 0], [0, 1, 0]]),  # what is above runs right
     ],
 )

@@ -114,7 +114,9 @@ def test_aesthetic_scores_are_the_heads(views: list[Any], tmp_path: Path, kind: 
     state = {prefix + name: value for name, value in module.state_dict().items()}
     save_file(state, tmp_path / "head.safetensors")
     torch.save(state, tmp_path / "head.pth")
-    embeddings = np.random.default_rng(0).standard_normal((4, 3, 24)) * 7  # of any length: the head brings them to 1
+    embeddings = (
+        np.random.default_rng(0).standard_normal((4, 3, 24)) * 7
+    )  # of any length: the head brings them to 1
     unit = torch.tensor(embeddings / np.linalg.norm(embeddings, axis=2, keepdims=True), dtype=torch.float32)
     with torch.no_grad():
         expected = module(unit)[..., 0].numpy()
@@ -136,7 +138,9 @@ def test_the_heads_of_laion(views: list[Any], shared: Path) -> None:
         rows = AestheticAnnotator(path, 1).annotate(scored(views, embeddings))
         assert all(-20 < row["aesthetic"] < 30 for row in rows)
         larger = AestheticAnnotator(path, 1).annotate(scored(views, embeddings * 9))
-        assert [row["aesthetic"] for row in larger] == pytest.approx([row["aesthetic"] for row in rows], abs=1e-3)
+        assert [row["aesthetic"] for row in larger] == pytest.approx(
+            [row["aesthetic"] for row in rows], abs=1e-3
+        )
     with pytest.raises(MachineError, match="takes embeddings of 768 numbers, and this CLIP model gives 24"):
         AestheticAnnotator(linear, 1).annotate(scored(views, embeddings[..., :24]))
 

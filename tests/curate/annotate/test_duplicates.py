@@ -180,7 +180,10 @@ def test_order_changes_nothing_and_the_keeper_is_the_best() -> None:
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     assert groups(shuffled) == reference
     assert all(int(group.keeper) >= 360 for group in reference)  # those of more pixels
-    same = [row | {"pixels": 1, "seconds": 2.0 if row["clip"] == "000001" else 1.0, "packets": "x"} for row in rows[:3]]
+    same = [
+        row | {"pixels": 1, "seconds": 2.0 if row["clip"] == "000001" else 1.0, "packets": "x"}
+        for row in rows[:3]
+    ]
     assert groups(same) == [Group("000001", ("000000", "000002"))]
     assert groups([]) == [] and groups(rows[:1]) == []
 

@@ -88,7 +88,9 @@ def test_bars_are_what_is_black_throughout(measure: Any, good: Frames) -> None:
 def test_blur_rises_with_the_radius(scenes: ModuleType) -> None:
     sharp = scenes.procedural(7).astype(np.float32) + np.random.default_rng(0).normal(0, 20, (256, 256, 3))
     sharp = np.clip(sharp, 0, 255).astype(np.uint8)
-    values = [blur(cv2.GaussianBlur(sharp, (0, 0), sigma)[None] if sigma else sharp[None]) for sigma in (0, 1, 2, 4)]
+    values = [
+        blur(cv2.GaussianBlur(sharp, (0, 0), sigma)[None] if sigma else sharp[None]) for sigma in (0, 1, 2, 4)
+    ]
     assert np.all(np.diff(values) > 0.05)
     assert values[0] < 0.35 and values[-1] > 0.6
     assert blur(np.full((3, 90, 160, 3), 80, np.uint8)) is None
@@ -102,7 +104,9 @@ def test_damage_reaches_to_the_next_keyframe(make_view: Any, good: Frames) -> No
     data[place + 10 : place + 110] = b"\x5a" * 100
     view.video.write_bytes(bytes(data))
     row = QualityAnnotator(64).annotate([view])[0]
-    assert row["damage"] == pytest.approx(0.5, abs=0.05)  # one keyframe, at the start: the second half leans on it
+    assert row["damage"] == pytest.approx(
+        0.5, abs=0.05
+    )  # one keyframe, at the start: the second half leans on it
 
 
 def test_a_truncated_file_lacks_frames(make_view: Any, good: Frames, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _flow(a: Grey, b: Grey, far_a: Grey, far_b: Grey) -> Flow:
     )
     near, far = dense_flow(a, b), dense_flow(a, b, np.asarray(guess, np.float32))
     better = _disagreement(a, b, far) < _disagreement(a, b, near)
-    return np.where(better[..., None], far, near) / SIDE
+    return np.asarray(np.where(better[..., None], far, near) / SIDE, np.float32)
 
 
 def _disagreement(a: Grey, b: Grey, flow: Flow) -> npt.NDArray[np.float32]:

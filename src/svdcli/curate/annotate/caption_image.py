@@ -39,6 +39,7 @@ class CaptionImageAnnotator:
                 "Name one as annotate.captions.image: a model of transformers, or a server.",
             )
         wishes = [Wish(view.clip.id, self.prompt, (view.proxy.keys[1],)) for view in views]
-        record = {"caption_image_model": self.author.identity, "caption_image_prompt": self.prompt}
         written = captions(self.author, wishes)
+        asked = self.author.asked(self.prompt)
+        record = {"caption_image_model": self.author.identity, "caption_image_prompt": asked}
         return [{"clip": clip, "caption_image": text} | record for clip, text in written.items()]

@@ -49,8 +49,9 @@ class CaptionSummaryAnnotator:
                 "Name one as annotate.captions.summary: a model of transformers, or a server.",
             )
         wishes = [Wish(view.clip.id, self._asked(view)) for view in views]
-        record = {"caption_summary_model": self.author.identity, "caption_summary_prompt": self.prompt}
         written = captions(self.author, wishes)
+        asked = self.author.asked(self.prompt)
+        record = {"caption_summary_model": self.author.identity, "caption_summary_prompt": asked}
         return [{"clip": clip, "caption_summary": text} | record for clip, text in written.items()]
 
     def _asked(self, view: View) -> str:

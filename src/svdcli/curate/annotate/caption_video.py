@@ -47,8 +47,9 @@ class CaptionVideoAnnotator:
                 "Name one as annotate.captions.video: a model of transformers that takes several pictures, or a server.",
             )
         wishes = [Wish(view.clip.id, self.prompt, self._pictures(view)) for view in views]
-        record = {"caption_video_model": self.author.identity, "caption_video_prompt": self.prompt}
         written = captions(self.author, wishes)
+        asked = self.author.asked(self.prompt)
+        record = {"caption_video_model": self.author.identity, "caption_video_prompt": asked}
         return [{"clip": clip, "caption_video": text} | record for clip, text in written.items()]
 
     def _pictures(self, view: View) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from svdcli.curate.annotate.models import Once, load_network, load_part
+from svdcli.curate.annotate.models import Once, load_network, load_part, quiet_transformers
 from svdcli.errors import InputError, MachineError
 from svdcli.recipe.annotation import Server, Transformer
 
@@ -42,6 +42,10 @@ class Writer(Protocol):
         """A caption a clip, by id. Raises MachineError where the model is absent, InputError where it refuses a clip."""
         ...
 
+    def asked(self, prompt: str) -> str:
+        """What the model is really given of a prompt, for the record; to be called after `write`."""
+        ...
+
 
 def writer(settings: Transformer | Server, device: str, sees: bool) -> Writer:
     """Of captions of pictures, or of plain text. Nothing is loaded yet."""
@@ -67,7 +71,8 @@ def captions(author: Writer, wishes: Sequence[Wish]) -> Mapping[str, str]:
 
 class PictureModel:
     """A model of transformers that describes pictures: with a chat template (LLaVA, Qwen-VL, ...), or a plain captioner
-    (BLIP, BLIP-2, and GIT, whose video models take several pictures).
+    (BLIP, BLIP-2, and GIT, whose video models take several pictures). The latter know no instructions: they are given
+    no words unless the recipe has a prompt, with which their captions then begin.
     """
 
     def __init__(self, settings: Transformer, device: str) -> None:
@@ -78,6 +83,7 @@ class PictureModel:
         self._parts = Once(self._load)
 
     def _load(self) -> tuple[Any, Any]:
+        quiet_transformers()
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         ref, what, precision = self.settings.model, "a captioner of pictures", self.settings.precision
@@ -89,13 +95,15 @@ class PictureModel:
 
     def write(self, wishes: Sequence[Wish]) -> dict[str, str]:
         model, processor = self._parts()
-        if getattr(processor, "chat_template", None):
-            inputs = self._chat(processor, wishes)
-        else:
-            inputs = self._plain(model, processor, wishes)
+        chats = getattr(processor, "chat_template", None)
+        inputs = self._chat(processor, wishes) if chats else self._plain(model, processor, wishes)
         texts = _generate(model, inputs, processor, self.settings.max_tokens)
         assert len(texts) == len(wishes), "as many captions as clips must come back"
         return {wish.clip: text for wish, text in zip(wishes, texts, strict=True)}
+
+    def asked(self, prompt: str) -> str:
+        _, processor = self._parts()
+        return prompt if getattr(processor, "chat_template", None) else self.settings.prompt or ""
 
     @staticmethod
     def _chat(processor: Any, wishes: Sequence[Wish]) -> Any:
@@ -127,8 +135,8 @@ class PictureModel:
                 else "A video captioner must take several: name a model with a chat template.",
             )
         pictures = [Image.fromarray(picture) for wish in wishes for picture in wish.pictures]
-        prompts = [wish.prompt for wish in wishes]
-        words = {"text": prompts, "padding": True} if any(prompts) else {}
+        begin = self.settings.prompt
+        words = {"text": [begin] * len(wishes)} if begin else {}
         inputs = processor(images=pictures, return_tensors="pt", **words)
         if frames > 1:
             inputs["pixel_values"] = inputs["pixel_values"].unflatten(0, (len(wishes), frames))
@@ -146,6 +154,7 @@ class TextModel:
         self._parts = Once(self._load)
 
     def _load(self) -> tuple[Any, Any]:
+        quiet_transformers()
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
         ref, what, precision = self.settings.model, "a language model", self.settings.precision
@@ -155,6 +164,9 @@ class TextModel:
         tokenizer = load_part(AutoTokenizer, ref, what)
         _pad_left(tokenizer)
         return model, tokenizer
+
+    def asked(self, prompt: str) -> str:
+        return prompt
 
     def write(self, wishes: Sequence[Wish]) -> dict[str, str]:
         model, tokenizer = self._parts()

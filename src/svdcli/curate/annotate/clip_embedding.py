@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svdcli.curate.annotate import View
-from svdcli.curate.annotate.models import Once, load_network, load_part, stamp
+from svdcli.curate.annotate.models import Once, load_network, load_part, quiet_transformers, stamp
 from svdcli.errors import InputError, MachineError
 from svdcli.recipe.annotation import ClipModel
 
@@ -27,6 +27,7 @@ class ClipTowers:
         self._parts = Once(self._load)
 
     def _load(self) -> tuple[Any, Any, Any]:
+        quiet_transformers()
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
         ref, what = self.settings.model, "a CLIP model"

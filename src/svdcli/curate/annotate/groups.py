@@ -92,7 +92,8 @@ class _Table:
         self.packets = [row["packets"] for row in rows]
         self.pictures = to_bits([row["phash"] for row in rows], PICTURE_BITS)
         self.changes = to_bits([row["change_hash"] for row in rows], CHANGE_BITS)
-        self.shows, self.moves = self.pictures.any(2), self.changes.any(2)
+        self.shows: npt.NDArray[np.bool_] = np.asarray(self.pictures.any(2))
+        self.moves: npt.NDArray[np.bool_] = np.asarray(self.changes.any(2))
         self.embedded = np.array([i for i, row in enumerate(rows) if row["clip"] in embeddings], np.int64)
         vectors = [embeddings[rows[i]["clip"]] for i in self.embedded]
         self.vectors = np.asarray(vectors, np.float32)

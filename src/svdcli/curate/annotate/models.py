@@ -10,6 +10,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,21 +77,26 @@ def place(ref: str, what: str) -> str:
     return ref
 
 
+def quiet_transformers() -> None:
+    """It would say on stderr which of its processors it takes, and how far loading has got."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load_part(part: Any, ref: str, what: str, **options: Any) -> Any:
     """`part.from_pretrained`, from this machine alone.
 
     Raises MachineError where the model is absent, lacks something, or needs a package that is not installed.
     """
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # the command has its own
     where = place(ref, what)
     fetch = f"Fetch it with `hf download {ref}`, or name the folder of a copy."
     try:
         return part.from_pretrained(where, local_files_only=True, **options)
     except ImportError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise MachineError(f"{ref} needs a package: {lines[0]}", "Install what it names with pip.") from error
+        first = " ".join(str(error).split()).partition(". ")[0]
+        raise MachineError(f"{ref} needs a package: {first}.", "Install what it names with pip.") from error
     except OSError as error:
         absent = not Path(where).is_dir()
         message = (
@@ -101,8 +107,12 @@ def load_part(part: Any, ref: str, what: str, **options: Any) -> Any:
         raise MachineError(message, fetch if absent else "Fetch the model again.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         first = (str(error).splitlines() or ["unknown"])[0]
+        bare = find_spec("torchvision") is None  # transformers then lacks classes, and says so in many ways
         raise MachineError(
-            f"{ref} cannot serve as {what}: {first}", "Name a model of the right kind."
+            f"{ref} cannot serve as {what}: {first}",
+            "Name a model of the right kind, or install torchvision, which many of them need."
+            if bare
+            else "Name a model of the right kind.",
         ) from error
 
 

@@ -55,8 +55,8 @@ class RaftAnnotator:
         try:
             network.load_state_dict(load_tensors(self.weights, "RAFT's weights", _WHERE))
         except (RuntimeError, InputError) as error:
-            first = str(error).splitlines()[0]
-            raise MachineError(f"{self.weights} does not fit RAFT: {first}", _WHERE) from error
+            reason = str(error).splitlines()[-1].strip()
+            raise MachineError(f"{self.weights} does not fit RAFT: {reason}", _WHERE) from error
         return network.to(torch_device(self.device)).eval()
 
     def annotate(self, views: Sequence[View]) -> list[dict[str, Any]]:

@@ -48,6 +48,9 @@ class ServerWriter:
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def asked(self, prompt: str) -> str:
+        return prompt
+
     def _ask(self, wish: Wish) -> str:
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": data_url(picture)}} for picture in wish.pictures
