@@ -38,14 +38,15 @@ def test_every_shipped_recipe_passes_check(run: Run, name: str) -> None:
     assert code == 0, stderr
     assert stdout.startswith(f"{name} is a recipe: ")
     assert f"recipe: {name}, as it ships with svd" in stderr
-    assert stderr.splitlines()[-1] == f"next: svd train {name}"
+    run_it = "svd curate run SRC OUT --recipe" if name == "curate" else "svd train"
+    assert stderr.splitlines()[-1] == f"next: {run_it} {name}"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_recipe_says_what_it_trains_and_how_to_run_it(run: Run, name: str) -> None:
+def test_every_shipped_recipe_says_what_it_does_and_how_to_run_it(run: Run, name: str) -> None:
     first, *others = shipped_recipes()[name].read_text(encoding="utf-8").splitlines()
     assert first.startswith("# ")
-    assert any(line.startswith("#   svd train ") for line in others[:6])
+    assert any(line.startswith(("#   svd train ", "#   svd curate run ")) for line in others[:6])
     line = next(line for line in run("list")[1].splitlines() if line.split()[0] == name)
     assert first.lstrip("# ").rstrip(" :.") in line
 
@@ -98,6 +99,24 @@ def test_check_says_what_is_wrong(run: Run, change: str, code: int, said: str) -
     assert (got, stdout) == (code, "")
     lines = stderr.splitlines()
     assert len(lines) == 2 and said in f"{lines[0][7:]} {lines[1][6:]}"
+
+
+def test_a_recipe_of_curation_is_checked_as_one(run: Run) -> None:
+    recipe = json.loads(run("check", "curate", "--json", "--set", "split.clipping=exact")[1])["recipe"]
+    assert recipe["split"]["clipping"] == "exact" and recipe["filter"]["motion"]["drop"] == "lowest 25%"
+    code, _, stderr = run("check", "curate", "--set", "split.cliping=exact")
+    assert code == 3 and "Did you mean split.clipping?" in stderr
+    code, _, stderr = run("check", "curate", "--here")
+    assert code == 2 and "--plan" in stderr
+    assert run("copy", "curate", "mine.toml")[2].splitlines()[-1] == (
+        "next: svd curate run SRC OUT --recipe mine.toml"
+    )
+
+
+def test_the_shipped_curation_is_the_defaults() -> None:
+    from svdcli.recipe.curation import load_curation
+
+    assert load_curation(shipped_recipes()["curate"]) == load_curation(None)
 
 
 def test_check_here_looks_at_this_machine_and_leaves_nothing(run: Run, tmp_path: Path) -> None:

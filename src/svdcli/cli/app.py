@@ -34,6 +34,7 @@ from svdcli.errors import MachineError, SvdError
 
 COMMANDS = (
     "sample",
+    "curate",
     "train",
     "finetune",
     "eval",

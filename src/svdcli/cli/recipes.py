@@ -41,7 +41,9 @@ class Found:
 
 def register(app: typer.Typer) -> None:
     group = typer.Typer(
-        no_args_is_help=True, rich_markup_mode=None, help="List, show, check and copy training recipes."
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        help="List, show, check and copy recipes of training and curation.",
     )
     for command in (list_recipes, show, check, copy):
         group.command(name=command.__name__.removesuffix("_recipes"))(command)
@@ -56,7 +58,7 @@ def list_recipes() -> None:
     rows = [{"name": name, "about": _about(path), "path": path} for name, path in shipped_recipes().items()]
     out.result(
         {"recipes": rows},
-        table([[str(row["name"]), str(row["about"])] for row in rows], header=("name", "what it trains")),
+        table([[str(row["name"]), str(row["about"])] for row in rows], header=("name", "what it is")),
     )
     if rows:
         out.next(f"svd recipes show {rows[0]['name']}")
@@ -78,10 +80,14 @@ def check(
         typer.Option("--here", help="Also check this machine: devices, dataset, loggers. Needs no weights."),
     ] = False,
 ) -> None:
-    """Say whether a recipe is right: every key, every value. Trains nothing."""
+    """Say whether a recipe is right: every key, every value. Runs nothing."""
+    from svdcli.recipe.curation import is_curation
     from svdcli.recipe.recipe import load_recipe
 
     found = find_recipe(name)
+    if is_curation(found.path):
+        _check_curation(name, found, set_ or [], here)
+        return
     recipe = load_recipe(found.path, set_ or [])
     out.say(f"recipe: {found}")
     facts: dict[str, Any] = {
@@ -97,7 +103,25 @@ def check(
         facts |= {"num_videos": kept, "num_held_out": apart}
         lines.append(f"this machine can run it: {kept} videos, {apart} held out")
     out.result(facts, lines)
-    out.next(f"svd train {name}")
+    out.next(_use(name, found.path))
+
+
+def _check_curation(name: str, found: Found, changes: list[str], here: bool) -> None:
+    from svdcli.recipe.curation import load_curation
+
+    if here:
+        raise UsageError(
+            f"{name} is a recipe of curation, and --here looks for what training needs.",
+            "Say what it would take here: svd curate run SRC OUT --plan",
+        )
+    recipe = load_curation(found.path, changes)
+    out.say(f"recipe: {found}")
+    facts = {"name": found.shipped, "path": found.path, "recipe": recipe.model_dump(mode="json")}
+    drops = ", ".join(f"{axis} {settings.drop}" for axis, settings in recipe.filter.axes.items())
+    out.result(
+        facts, f"{name} is a recipe: curation by {recipe.split.clipping} clips, dropping {drops or 'nothing'}"
+    )
+    out.next(_use(name, found.path))
 
 
 def copy(
@@ -120,7 +144,7 @@ def copy(
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
     out.result({"name": found.shipped, "path": target}, str(target))
-    out.next(f"svd train {target}")
+    out.next(_use(str(target), found.path))
 
 
 # ---- names
@@ -171,6 +195,13 @@ def _summary(recipe: Recipe) -> str:
     data, run = recipe.data, recipe.run
     size = f"{data.width}x{data.height}"
     return f"{recipe.task.kind}, {run.num_steps} steps of {run.batch_size * run.accumulate} at {size}, into {run.folder}"
+
+
+def _use(name: str, path: Path) -> str:
+    """The command that runs a recipe."""
+    from svdcli.recipe.curation import is_curation
+
+    return f"svd curate run SRC OUT --recipe {name}" if is_curation(path) else f"svd train {name}"
 
 
 def _read(path: Path) -> str:

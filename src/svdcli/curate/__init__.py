@@ -10,6 +10,8 @@ A curation folder holds everything that is known, so that any command goes on wh
     clips/ab/ID.mp4       the clips, by the first two letters of their id
     proxies/ab/ID.npz     small frames of a clip (`proxy.Proxy`): annotators read these, nothing is decoded twice
     filter.lock.json      the thresholds, frozen
+    selection.parquet     a row a clip: kept, or dropped by which filter, or stood for by which other clip
+    report.html           all of it on one page
     dataset/              shards and index, as `svd train` reads them
 
 Ids come from contents and integer time stamps, never from positions or names: a source is the hash of its bytes, a

@@ -26,10 +26,19 @@ _LOG_FLOOR = 1e-3  # shortest sides per second added before the logarithm, so th
 _LOG_STEP = 1e-6  # least rise of log score between knots, so that ties (many still clips) stay invertible
 
 
-def dense_flow(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Two grey pictures (H, W) -> Farnebäck flow (H, W, 2), x y in pixels: before[p] = after[p + flow[p]]."""
+def dense_flow(
+    before: npt.NDArray[np.uint8],
+    after: npt.NDArray[np.uint8],
+    start: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Two grey pictures (H, W) -> Farnebäck flow (H, W, 2), x y in pixels: before[p] = after[p + flow[p]].
+
+    `start` is a first guess of it, for movements that are too far to be found from nothing.
+    """
     settings = {"pyr_scale": 0.5, "levels": 4, "winsize": 13, "iterations": 3, "poly_n": 5, "poly_sigma": 1.1}
-    flow = cv2.calcOpticalFlowFarneback(before, after, None, **settings, flags=0)  # type: ignore[call-overload]
+    guess = None if start is None else start.copy()
+    flags = 0 if start is None else cv2.OPTFLOW_USE_INITIAL_FLOW
+    flow = cv2.calcOpticalFlowFarneback(before, after, guess, **settings, flags=flags)  # type: ignore[call-overload]
     return np.asarray(flow, dtype=np.float32)
 
 
@@ -73,7 +82,8 @@ def motion_score(frames: npt.NDArray[np.uint8], fps: float) -> float:
 
 def pair_motion(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> float:
     """Two frames (H, W, 3) 0..255 -> how far the average pixel travels between them, in shortest sides."""
-    flow = dense_flow(*grey_frames(np.stack([before, after]), FLOW_SIDE))
+    grey_before, grey_after = grey_frames(np.stack([before, after]), FLOW_SIDE)
+    flow = dense_flow(grey_before, grey_after)
     return float(np.hypot(flow[..., 0], flow[..., 1]).mean()) / FLOW_SIDE
 
 

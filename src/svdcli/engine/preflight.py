@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from svdcli.data.dataset import count_videos
 from svdcli.diffusion.guidance import parse_guidance
 from svdcli.engine.launch import check_machine, is_first
-from svdcli.engine.lock import require_free
 from svdcli.engine.loggers import require_loggers
 from svdcli.engine.state import CHECKPOINT, saved_run
 from svdcli.engine.tasks.parts import as_reference, require_image_encoder, vae_bundle
 from svdcli.engine.tasks.text import require_text
 from svdcli.io.files import check_writable
+from svdcli.io.lock import require_free
 from svdcli.model.bundle import open_bundle
 from svdcli.model.perceptual import perceptual_weights
 from svdcli.recipe.recipe import Recipe

@@ -24,7 +24,6 @@ from svdcli.engine.adapter import adapt, export_adapter, keep_calibration
 from svdcli.engine.ema import Averages
 from svdcli.engine.interrupts import Interrupts
 from svdcli.engine.launch import launch
-from svdcli.engine.lock import lock_run
 from svdcli.engine.observe import cost, observed
 from svdcli.engine.optim import build_optimizer, freeze, learning_rate, set_rate, settle_frozen
 from svdcli.engine.preflight import check
@@ -34,6 +33,7 @@ from svdcli.engine.state import CHECKPOINT, TrainState, keep_checkpoint
 from svdcli.engine.tasks import Task, make_task
 from svdcli.errors import MachineError
 from svdcli.io.files import atomic_path
+from svdcli.io.lock import lock_run
 from svdcli.recipe.recipe import Recipe
 
 Report = Callable[[int, dict[str, float]], None]

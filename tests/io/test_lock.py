@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from svdcli.engine import lock as module
-from svdcli.engine.lock import LOCK, lock_run, require_free
 from svdcli.errors import MachineError, UsageError
+from svdcli.io import lock as module
+from svdcli.io.lock import LOCK, lock_run, require_free
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from svdcli.engine.lock import lock_run
+from svdcli.io.lock import lock_run
 with lock_run(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -35,17 +35,17 @@ def test_another_process_is_refused_until_it_is_killed(tmp_path: Path) -> None:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         for use in (require_free, lambda folder: lock_run(folder).__enter__()):
             with pytest.raises(
-                MachineError, match=f"Process {holder.pid} on .* trains in {tmp_path}"
+                MachineError, match=f"Process {holder.pid} on .* works in {tmp_path}"
             ) as caught:
                 use(tmp_path)
-            assert "another run.folder" in caught.value.hint
+            assert "another folder" in caught.value.hint
     finally:
         holder.kill()
         holder.wait()
     require_free(tmp_path)
     with lock_run(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-        with pytest.raises(MachineError, match="trains in"), lock_run(tmp_path):
+        with pytest.raises(MachineError, match="works in"), lock_run(tmp_path):
             pass
     require_free(tmp_path)
 
@@ -70,7 +70,7 @@ def test_without_locks_of_the_system_the_file_counts_while_its_process_lives(
     ):
         (tmp_path / LOCK).write_text(json.dumps(holder))
         if held:
-            with pytest.raises(MachineError, match="trains in"):
+            with pytest.raises(MachineError, match="works in"):
                 require_free(tmp_path)
         else:
             require_free(tmp_path)

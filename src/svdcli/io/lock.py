@@ -1,4 +1,4 @@
-"""One run folder, one run: a lock that names its holder and that no kill leaves behind.
+"""One folder, one run, be it of training or of curation: a lock that names its holder and that no kill leaves behind.
 
 The system takes the lock back when its process ends, however it ends. Where there are no such locks (Windows)
 the file says whose it was, and counts for as long as that process lives.
@@ -37,9 +37,7 @@ def lock_run(folder: Path) -> Iterator[None]:
     try:
         file = open(path, "a+", encoding="utf-8")
     except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written: {error.strerror}.", "Choose another run.folder."
-        ) from error
+        raise UsageError(f"{path} cannot be written: {error.strerror}.", "Choose another folder.") from error
     with file:
         if not _take(file):
             raise _held(folder)
@@ -106,6 +104,6 @@ def _held(folder: Path) -> MachineError:
     holder = _holder(folder / LOCK)
     who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
     return MachineError(
-        f"{who[0].upper()}{who[1:]} trains in {folder} at this moment.",
-        f"Wait for it or end it, or choose another run.folder. If it has ended already, delete {folder / LOCK}.",
+        f"{who[0].upper()}{who[1:]} works in {folder} at this moment.",
+        f"Wait for it or end it, or choose another folder. If it has ended already, delete {folder / LOCK}.",
     )
