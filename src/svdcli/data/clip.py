@@ -42,7 +42,7 @@ class Clip:
     aesthetic: float | None = None
     """aesthetic score, 1..10"""
     similarities: tuple[float, ...] = ()
-    """cosine similarities of caption and first, middle and last frame"""
+    """cosine similarities with first, middle and last frame, of each caption that there is: image, video, summary"""
     caption_image: str = ""
     """of the middle frame alone"""
     caption_video: str = ""
