@@ -7,8 +7,9 @@ from fractions import Fraction
 from typing import Literal
 
 Hdr = Literal["", "pq", "hlg"]
-CutKind = Literal["start", "hard", "gradual", "end"]
-"""what a clip begins or ends with: the source's own ends, or a cut"""
+CutKind = Literal["start", "hard", "gradual", "limit", "trim", "damage", "end"]
+"""what a clip begins or ends with: the source's own ends, a cut, the longest length that is allowed, a black or frozen
+part that was cut off, frames that are damaged or missing"""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,225 @@
+"""One decode of a source: what finds its cuts, what its clips' proxies are made of, and what trims and checks them.
+
+Every frame is scaled by ffmpeg's own filter while it is in the cache, and measured; twice a second, at key frames and
+beside sudden changes the picture is kept, larger, in a temporary file. So memory stays flat: of a frame only some
+hundred bytes are held to the end, and its small picture for a few seconds (in `cuts`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from svdcli.curate.cuts import TINY, Cut, CutFinder
+from svdcli.curate.opening import Picture, Shown, Ticks, frames, opened
+from svdcli.curate.probe import Probe, square_size, usual_step
+from svdcli.curate.proxy import KEY_SIDE, SMALL_FPS, SMALL_SIDE
+from svdcli.errors import InputError
+from svdcli.recipe.curation import Split
+
+THUMB = 4  # pixels a side of the thumbnail by which a frame is known again
+_SUDDEN = 8.0  # levels of 255 by which the average pixel changes beside a possible cut
+_BAR = 28  # luma, of 255, up to which a row or column may be part of a black bar
+
+
+@dataclass
+class Scan:
+    """What one decode of a source found. N frames, in the order and with the stamps at which they are shown."""
+
+    stamps: Ticks
+    """(N,) ticks"""
+    ends: Ticks
+    """(N,) when each ends to be shown, ticks; a gap where that is before the next"""
+    keys: npt.NDArray[np.bool_]
+    """(N,) which stand alone"""
+    damaged: npt.NDArray[np.bool_]
+    """(N,)"""
+    changes: npt.NDArray[np.uint8]
+    """(N,) the largest change of any pixel of the tiny picture from the frame before"""
+    brightest: npt.NDArray[np.uint8]
+    """(N,) the largest value in the tiny picture"""
+    thumbs: Picture
+    """(N, 4, 4, 3) sRGB"""
+    cuts: list[Cut]
+    samples: Samples
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the decoded picture."""
+        return self.samples.shape
+
+
+@dataclass
+class Samples:
+    """Pictures kept in a temporary file: a small and a larger one at each of some times."""
+
+    file: IO[bytes]
+    shape: tuple[int, int]
+    """height, width of the decoded picture"""
+    stamps: list[int] = field(default_factory=list)
+    even: list[bool] = field(default_factory=list)
+    """whether it is one of those taken at a steady rate"""
+    bars: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """black rows and columns left, top, right, bottom of the decoded picture"""
+    _places: list[tuple[int, int, tuple[int, ...]]] = field(default_factory=list)
+
+    def add(self, stamp: int, even: bool, bars: tuple[int, int, int, int], small: Picture, key: Picture) -> None:
+        encoded = cv2.imencode(".jpg", key[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+        self._places.append((self.file.tell(), len(encoded), small.shape))
+        self.file.write(small.tobytes() + encoded)
+        self.stamps.append(stamp)
+        self.even.append(even)
+        self.bars.append(bars)
+
+    def small(self, number: int) -> Picture:
+        """(h, w, 3) sRGB, not turned upright."""
+        place, _, shape = self._places[number]
+        self.file.seek(place)
+        return np.frombuffer(self.file.read(int(np.prod(shape))), np.uint8).reshape(shape)
+
+    def key(self, number: int) -> Picture:
+        """(H, W, 3) sRGB, not turned upright."""
+        place, size, shape = self._places[number]
+        self.file.seek(place + int(np.prod(shape)))
+        picture = cv2.imdecode(np.frombuffer(self.file.read(size), np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None  # we wrote it
+        return np.ascontiguousarray(picture[..., ::-1])
+
+
+def scan(path: Path, found: Probe, settings: Split, folder: Path) -> Scan:
+    """Decode the source once. Pictures wait in an unnamed file in `folder`; close `samples.file` when done.
+
+    Raises InputError where fewer than two frames can be decoded, or the picture changes its size.
+    """
+    with opened(path) as (container, stream):
+        stream.codec_context.options = {"err_detect": "explode"}  # else damage passes unseen
+        scanner = _Scanner(found, settings, folder)
+        try:
+            for shown in frames(container, stream):
+                scanner.take(shown)
+            return scanner.result(path)
+        except BaseException:
+            scanner.samples.file.close()
+            raise
+
+
+class _Scanner:
+    """What a scan has gathered so far."""
+
+    def __init__(self, found: Probe, settings: Split, folder: Path) -> None:
+        base = found.source.time_base
+        self.found, self.aspect = found, found.source.sample_aspect
+        self.finder = CutFinder(settings.levels, base, settings.guard_frames)
+        self.samples = Samples(tempfile.TemporaryFile(dir=folder), (0, 0))
+        self.period = Fraction(1, int(SMALL_FPS)) / base
+        self.next_sample: Fraction = Fraction(found.source.start_pts)
+        self.rows: list[tuple[int, bool, bool, int, int]] = []
+        self.thumbs = bytearray()
+        self.before: Shown | None = None
+        self.scaler: Scaler | None = None
+
+    def take(self, shown: Shown) -> None:
+        """The next frame."""
+        frame = shown.frame
+        if self.scaler is None:
+            self.scaler = Scaler(frame, *shrunk(frame.width, frame.height, self.aspect, SMALL_SIDE))
+            self.key_scaler = Scaler(frame, *shrunk(frame.width, frame.height, self.aspect, KEY_SIDE))
+            self.samples.shape = (frame.height, frame.width)
+        elif (frame.height, frame.width) != self.samples.shape:
+            raise InputError(
+                f"{self.found.source.path} changes its size from {self.samples.shape[1]}x{self.samples.shape[0]} to "
+                f"{frame.width}x{frame.height}.",
+                "Cut it there, or convert it to one size.",
+            )
+        small = self.scaler(frame)
+        tiny = cv2.resize(small, TINY, interpolation=cv2.INTER_AREA)
+        change, peak = self.finder.push(shown.stamp, tiny)
+        self.rows.append((shown.stamp, frame.key_frame, shown.damaged, peak, int(tiny.max())))
+        self.thumbs += cv2.resize(tiny, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
+        due = shown.stamp >= self.next_sample
+        if due or frame.key_frame or change > _SUDDEN:
+            if change > _SUDDEN and self.before is not None and self.samples.stamps[-1] != self.before.stamp:
+                self._sample(self.before, self.scaler(self.before.frame), False)
+            self._sample(shown, small, due)
+        while shown.stamp >= self.next_sample:
+            self.next_sample += self.period
+        self.before = shown
+
+    def _sample(self, shown: Shown, small: Picture, even: bool) -> None:
+        self.samples.add(shown.stamp, even, black_bars(shown.frame), small, self.key_scaler(shown.frame))
+
+    def result(self, path: Path) -> Scan:
+        if len(self.rows) < 2:
+            raise InputError(f"Of {path} fewer than two frames can be decoded.", "Copy or export it again.")
+        stamps = np.array([row[0] for row in self.rows], np.int64)
+        packets = self.found.packets
+        ends = dict(zip(packets.pts.tolist(), packets.ends.tolist(), strict=True))
+        step = usual_step(stamps)
+        return Scan(
+            stamps=stamps,
+            ends=np.array([ends.get(stamp, stamp + step) for stamp in stamps.tolist()], np.int64),
+            keys=np.array([row[1] for row in self.rows], bool),
+            damaged=np.array([row[2] for row in self.rows], bool),
+            changes=np.array([row[3] for row in self.rows], np.uint8),
+            brightest=np.array([row[4] for row in self.rows], np.uint8),
+            thumbs=np.frombuffer(bytes(self.thumbs), np.uint8).reshape(-1, THUMB, THUMB, 3),
+            cuts=self.finder.finish(),
+            samples=self.samples,
+        )
+
+
+class Scaler:
+    """PyAV frames -> (height, width, 3) sRGB, averaged over areas by ffmpeg."""
+
+    def __init__(self, frame: Any, width: int, height: int) -> None:
+        self.graph = av.filter.Graph()
+        source = self.graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 90_000)
+        )
+        chain = [
+            self.graph.add("scale", f"{width}:{height}:flags=area"),
+            self.graph.add("format", "rgb24"),
+            self.graph.add("buffersink"),
+        ]
+        for left, right in zip([source, *chain], chain, strict=False):
+            left.link_to(right)
+        self.graph.configure()
+
+    def __call__(self, frame: Any) -> Picture:
+        self.graph.push(frame)
+        return np.ascontiguousarray(self.graph.pull().to_ndarray())
+
+
+def shrunk(width: int, height: int, aspect: Fraction, side: int) -> tuple[int, int]:
+    """The size with square pixels, made so small that the shorter side has at most `side` pixels."""
+    width, height = square_size(width, height, aspect)
+    scale = min(1.0, side / min(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def black_bars(frame: Any) -> tuple[int, int, int, int]:
+    """Black columns and rows at the left, top, right and bottom of a decoded frame; all zero where it is all black.
+
+    A row is black where its mean luma is below 20 of 255 and none of its pixels is brighter than 28 by much.
+    """
+    plane = frame.planes[0]
+    if frame.format.components[0].bits != 8 or not frame.format.name.startswith(("yuv", "gray", "nv")):
+        luma = frame.to_ndarray(format="gray")
+    else:
+        luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+    left, right = _edges(cv2.reduce(luma, 0, cv2.REDUCE_MAX).ravel())
+    top, bottom = _edges(cv2.reduce(luma, 1, cv2.REDUCE_MAX).ravel())
+    return left, top, right, bottom
+
+
+def _edges(brightest: Picture) -> tuple[int, int]:
+    lit = np.flatnonzero(brightest > _BAR)
+    return (int(lit[0]), len(brightest) - 1 - int(lit[-1])) if len(lit) else (0, 0)
