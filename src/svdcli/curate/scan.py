@@ -8,10 +8,10 @@ hundred bytes are held to the end, and its small picture for a few seconds (in `
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import av
 import cv2
@@ -22,6 +22,7 @@ from svdcli.curate.cuts import TINY, Cut, CutFinder
 from svdcli.curate.opening import Picture, Shown, Ticks, frames, opened
 from svdcli.curate.probe import Probe, square_size, usual_step
 from svdcli.curate.proxy import KEY_SIDE, SMALL_FPS, SMALL_SIDE
+from svdcli.curate.samples import Crop, Samples
 from svdcli.errors import InputError
 from svdcli.recipe.curation import Split
 
@@ -55,43 +56,6 @@ class Scan:
     def shape(self) -> tuple[int, int]:
         """Height and width of the decoded picture."""
         return self.samples.shape
-
-
-@dataclass
-class Samples:
-    """Pictures kept in a temporary file: a small and a larger one at each of some times."""
-
-    file: IO[bytes]
-    shape: tuple[int, int]
-    """height, width of the decoded picture"""
-    stamps: list[int] = field(default_factory=list)
-    even: list[bool] = field(default_factory=list)
-    """whether it is one of those taken at a steady rate"""
-    bars: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """black rows and columns left, top, right, bottom of the decoded picture"""
-    _places: list[tuple[int, int, tuple[int, ...]]] = field(default_factory=list)
-
-    def add(self, stamp: int, even: bool, bars: tuple[int, int, int, int], small: Picture, key: Picture) -> None:
-        encoded = cv2.imencode(".jpg", key[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-        self._places.append((self.file.tell(), len(encoded), small.shape))
-        self.file.write(small.tobytes() + encoded)
-        self.stamps.append(stamp)
-        self.even.append(even)
-        self.bars.append(bars)
-
-    def small(self, number: int) -> Picture:
-        """(h, w, 3) sRGB, not turned upright."""
-        place, _, shape = self._places[number]
-        self.file.seek(place)
-        return np.frombuffer(self.file.read(int(np.prod(shape))), np.uint8).reshape(shape)
-
-    def key(self, number: int) -> Picture:
-        """(H, W, 3) sRGB, not turned upright."""
-        place, size, shape = self._places[number]
-        self.file.seek(place + int(np.prod(shape)))
-        picture = cv2.imdecode(np.frombuffer(self.file.read(size), np.uint8), cv2.IMREAD_COLOR)
-        assert picture is not None  # we wrote it
-        return np.ascontiguousarray(picture[..., ::-1])
 
 
 def scan(path: Path, found: Probe, settings: Split, folder: Path) -> Scan:
@@ -171,7 +135,7 @@ class _Scanner:
             changes=np.array([row[3] for row in self.rows], np.uint8),
             brightest=np.array([row[4] for row in self.rows], np.uint8),
             thumbs=np.frombuffer(bytes(self.thumbs), np.uint8).reshape(-1, THUMB, THUMB, 3),
-            cuts=self.finder.finish(),
+            cuts=[cut for cut in self.finder.finish() if cut.confidence >= 0.5],
             samples=self.samples,
         )
 
@@ -205,21 +169,16 @@ def shrunk(width: int, height: int, aspect: Fraction, side: int) -> tuple[int, i
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def black_bars(frame: Any) -> tuple[int, int, int, int]:
-    """Black columns and rows at the left, top, right and bottom of a decoded frame; all zero where it is all black.
-
-    A row is black where its mean luma is below 20 of 255 and none of its pixels is brighter than 28 by much.
-    """
+def black_bars(frame: Any) -> Crop | None:
+    """Columns and rows without a bright pixel at the left, top, right and bottom; None where none has one."""
     plane = frame.planes[0]
     if frame.format.components[0].bits != 8 or not frame.format.name.startswith(("yuv", "gray", "nv")):
         luma = frame.to_ndarray(format="gray")
     else:
         luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-    left, right = _edges(cv2.reduce(luma, 0, cv2.REDUCE_MAX).ravel())
-    top, bottom = _edges(cv2.reduce(luma, 1, cv2.REDUCE_MAX).ravel())
-    return left, top, right, bottom
-
-
-def _edges(brightest: Picture) -> tuple[int, int]:
-    lit = np.flatnonzero(brightest > _BAR)
-    return (int(lit[0]), len(brightest) - 1 - int(lit[-1])) if len(lit) else (0, 0)
+    columns = np.flatnonzero(cv2.reduce(luma, 0, cv2.REDUCE_MAX).ravel() > _BAR)
+    rows = np.flatnonzero(cv2.reduce(luma, 1, cv2.REDUCE_MAX).ravel() > _BAR)
+    if not len(rows):
+        return None
+    height, width = luma.shape
+    return int(columns[0]), int(rows[0]), width - 1 - int(columns[-1]), height - 1 - int(rows[-1])
