@@ -94,14 +94,24 @@ def picture(seed: int, width: int = WIDTH * 4, height: int = HEIGHT * 4) -> np.n
         total += cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC) / 2 ** (octave * 0.8)
     share = np.clip(0.5 + 0.35 * total, 0, 1)
     low, middle, high = palette
-    colour = np.where(share < 0.5, low + (middle - low) * share * 2, middle + (high - middle) * (share * 2 - 1))
+    colour = np.where(
+        share < 0.5, low + (middle - low) * share * 2, middle + (high - middle) * (share * 2 - 1)
+    )
     for _ in range(int(random.integers(2, 8))):
         centre = (int(random.integers(width)), int(random.integers(height)))
-        cv2.circle(colour, centre, int(random.integers(height // 16, height // 4)), random.uniform(0, 255, 3).tolist(), -1)
+        cv2.circle(
+            colour,
+            centre,
+            int(random.integers(height // 16, height // 4)),
+            random.uniform(0, 255, 3).tolist(),
+            -1,
+        )
     return colour.clip(0, 255).astype(np.uint8)
 
 
-def moving(seed: int, length: int, dx: float = 0.4, dy: float = 0.1, zoom: float = 1.0, size: float = 2.0) -> np.ndarray:
+def moving(
+    seed: int, length: int, dx: float = 0.4, dy: float = 0.1, zoom: float = 1.0, size: float = 2.0
+) -> np.ndarray:
     """A shot (T, H, W, 3): a window over a made picture that moves by (dx, dy) pixels of the output a frame.
 
     The window begins `size` times the output, and shrinks by the factor `zoom` over the whole shot.
@@ -114,9 +124,13 @@ def moving(seed: int, length: int, dx: float = 0.4, dy: float = 0.1, zoom: float
         left = (source.shape[1] - width) / 2 + (i - length / 2) * dx * scale
         top = (source.shape[0] - height) / 2 + (i - length / 2) * dy * scale
         matrix = np.array([[scale, 0, left], [0, scale, top]])
-        flags = cv2.INTER_AREA | cv2.WARP_INVERSE_MAP if scale > 1 else cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        flags = (
+            cv2.INTER_AREA | cv2.WARP_INVERSE_MAP if scale > 1 else cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        )
         blurred = cv2.GaussianBlur(source, (0, 0), 0.45 * scale) if scale > 1.2 else source
-        frames.append(cv2.warpAffine(blurred, matrix, (WIDTH, HEIGHT), flags=flags, borderMode=cv2.BORDER_REFLECT))
+        frames.append(
+            cv2.warpAffine(blurred, matrix, (WIDTH, HEIGHT), flags=flags, borderMode=cv2.BORDER_REFLECT)
+        )
     return np.stack(frames)
 
 

@@ -117,7 +117,9 @@ class CutFinder:
         for cut in cuts:
             if joined:
                 before = joined[-1]
-                between = plain[np.searchsorted(stamps, before.end_pts) : np.searchsorted(stamps, cut.start_pts)]
+                between = plain[
+                    np.searchsorted(stamps, before.end_pts) : np.searchsorted(stamps, cut.start_pts)
+                ]
                 meet = len(between) <= 2 and before.kind == cut.kind == "gradual"
                 if len(between) and between.all() or meet:
                     joined[-1] = Cut(
@@ -179,14 +181,10 @@ def _gradual(
 ) -> Cut:
     first, last = int(picks[found.first]), int(picks[found.last])
     level = next((i for i, hit in enumerate(hits) if hit[first : last + 1].any()), len(hits) - 1)
-    return Cut(
-        int(stamps[first + 1]), int(stamps[last]), "gradual", found.form, _sure(found.evidence), level
-    )
+    return Cut(int(stamps[first + 1]), int(stamps[last]), "gradual", found.form, _sure(found.evidence), level)
 
 
-def _hits(
-    frames: Sequence[_Frame], seconds: npt.NDArray[np.float64], level: Level
-) -> npt.NDArray[np.bool_]:
+def _hits(frames: Sequence[_Frame], seconds: npt.NDArray[np.float64], level: Level) -> npt.NDArray[np.bool_]:
     """(N,) the frames between two looks of a level that differ by its threshold or more."""
     looks = np.arange(len(frames))
     if level.fps is not None:

@@ -38,7 +38,9 @@ class Packets:
     keys: npt.NDArray[np.bool_]
     """(N,) whether it can be decoded alone"""
     sound: bool
-    """whether the stamps are whole, each shown at a time of its own: else nothing can be copied or sought by them"""
+    """whether the stamps are whole, each shown at a time of its own: else nothing can be sought by them"""
+    ordered: bool
+    """whether each says when it is decoded: else nothing can be copied"""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,13 @@ def usual_step(stamps: Ticks) -> int:
 def _read_packets(path: Path, container: Any, stream: Any) -> tuple[Packets, int]:
     """The packets, and the tick at which the last one ends to be shown."""
     rows: list[tuple[int | None, int, bool]] = []
+    ordered = True
     try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 stamp = packet.pts if packet.pts is not None else packet.dts
                 rows.append((stamp, packet.duration or 0, packet.is_keyframe))
+                ordered = ordered and packet.dts is not None
     except (av.FFmpegError, OSError):
         pass  # the end of what can be read; what came before it counts
     stamped = [row for row in rows if row[0] is not None]
@@ -132,7 +136,7 @@ def _read_packets(path: Path, container: Any, stream: Any) -> tuple[Packets, int
     ends[order[:-1]] = np.minimum(rising[1:], rising[:-1] + longest)
     ends[order[-1]] = rising[-1] + shown[order[-1]]
     sound = len(stamped) == len(rows) and bool((np.diff(rising) > 0).all())
-    return Packets(pts, ends, keys, sound), int(ends[order[-1]])
+    return Packets(pts, ends, keys, sound, ordered), int(ends[order[-1]])
 
 
 # --- a look at the first frames ---

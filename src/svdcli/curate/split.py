@@ -7,7 +7,6 @@ crashing decoder from stopping a run is the pipeline's, as is what to do with a 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -113,7 +112,8 @@ def _plan(found: Probe, seen: Scan, span: Span, settings: Split) -> _Plan:
     start, end = int(seen.stamps[span.first]), int(seen.ends[span.last - 1])
     crop = letterbox(seen.samples, start, end) if settings.letterbox == "crop" else (0, 0, 0, 0)
     exact = _Plan(span, "encode", start, end, crop)
-    if settings.clipping == "exact" or not found.sought or must_encode(found.source, crop, settings):
+    copyable = found.sought and found.packets.ordered and not must_encode(found.source, crop, settings)
+    if settings.clipping == "exact" or not copyable:
         return exact
     packets = copy_ends(found, start, end)
     if packets is None:

