@@ -95,21 +95,20 @@ class CutFinder:
         if len(self.held) > 1:
             self._decide(len(self.held))
         sure = self._joined([cut for cut in self.cuts if cut.confidence >= 0.5])
-        apart = [
-            cut
-            for cut in self.cuts
-            if cut.confidence < 0.5 and not any(overlap(cut, other) for other in sure)
-        ]
-        return sorted(sure + apart, key=lambda cut: (cut.start_pts, cut.end_pts))
+        doubtful = [cut for cut in self.cuts if cut.confidence < 0.5]
+        return sorted(sure + doubtful, key=lambda cut: (cut.start_pts, cut.end_pts))
 
     def _decide(self, until: int) -> None:
-        """Find the cuts whose middle lies among the held frames from `decided` to `until`."""
-        for cut in find_cuts(self.held, self.levels, self.base):
-            middle = (cut.start_pts + cut.end_pts) / 2
-            begin = self.held[self.decided].stamp
-            end = self.held[until].stamp if until < len(self.held) else np.inf
-            if begin <= middle < end and not any(overlap(cut, other) for other in self.cuts[-2:]):
-                self.cuts.append(cut)
+        """Find the cuts whose middle lies among the held frames from `decided` to `until`; of overlapping ones the
+        surest."""
+        begin = self.held[self.decided].stamp
+        end = self.held[until].stamp if until < len(self.held) else np.inf
+        chosen = self.cuts[-2:]
+        for cut in sorted(find_cuts(self.held, self.levels, self.base), key=lambda cut: -cut.confidence):
+            inside = begin <= (cut.start_pts + cut.end_pts) / 2 < end
+            if inside and not any(overlap(cut, other) for other in chosen):
+                chosen.append(cut)
+        self.cuts[-2:] = sorted(chosen, key=lambda cut: cut.start_pts)
 
     def _joined(self, cuts: list[Cut]) -> list[Cut]:
         stamps, plain = np.array(self.stamps, np.int64), np.array(self.plain)
@@ -120,7 +119,8 @@ class CutFinder:
                 between = plain[
                     np.searchsorted(stamps, before.end_pts) : np.searchsorted(stamps, cut.start_pts)
                 ]
-                meet = len(between) <= 2 and before.kind == cut.kind == "gradual"
+                near = 0.15 * (cut.end_pts - before.start_pts) >= cut.start_pts - before.end_pts
+                meet = before.kind == cut.kind == "gradual" and (near or len(between) <= 2)
                 if len(between) and between.all() or meet:
                     joined[-1] = Cut(
                         before.start_pts,

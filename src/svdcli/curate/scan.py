@@ -104,7 +104,7 @@ class _Scanner:
                 "Cut it there, or convert it to one size.",
             )
         small = self.scaler(frame)
-        tiny = cv2.resize(small, TINY, interpolation=cv2.INTER_AREA)
+        tiny = np.asarray(cv2.resize(small, TINY, interpolation=cv2.INTER_AREA), np.uint8)
         change, peak = self.finder.push(shown.stamp, tiny)
         self.rows.append((shown.stamp, frame.key_frame, shown.damaged, peak, int(tiny.max())))
         self.thumbs += cv2.resize(tiny, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import cv2
@@ -62,6 +63,7 @@ class Window:
     def __len__(self) -> int:
         return len(self.pooled)
 
+    @cached_property
     def squares(self) -> Floats:
         """(N, N) mean square difference of every two frames."""
         flat = self.pooled.reshape(len(self), -1)
@@ -100,12 +102,18 @@ def transitions(
     `reach`: frames on either side within which none may be like one on the other side. `allowed` (N,): frames of
     which a transition must hold at least one.
     """
-    squares = window.squares()
+    squares = window.squares
     counted = np.concatenate([[0], np.cumsum(allowed)])
     sure: list[Transition] = []
     doubtful: list[Transition] = []
-    for _, a, b, form in sorted(_candidates(window, squares, first, last, counted), reverse=True)[:_TRIES]:
-        if _taken(a, b, sure) or window.apart(a, b) < LEAST_APART[form]:
+    tries = 0
+    for _, a, b, form in sorted(_candidates(window, squares, first, last, counted), reverse=True):
+        if _taken(a, b, sure):
+            continue
+        tries += 1
+        if tries > _TRIES:
+            break
+        if window.apart(a, b) < LEAST_APART[form]:
             continue
         a, b = _refined(window, squares, a, b, form, first, last)
         if _taken(a, b, sure):
