@@ -31,7 +31,7 @@ COPIED = frozenset({"h264", "hevc", "vp9", "av1", "mpeg4"})
 """codecs that mp4 and the training readers take as they are"""
 KEY_SECONDS = 2.0
 """between keyframes of what is encoded, seconds: a reader decodes no more than that to reach a frame"""
-_MUXER = {"movflags": "+faststart+negative_cts_offsets", "use_editlist": "0", "fflags": "+bitexact"}
+MUXER = {"movflags": "+faststart+negative_cts_offsets", "use_editlist": "0", "fflags": "+bitexact"}
 _BT709 = 1
 
 
@@ -81,7 +81,7 @@ def write_copy(path: Path, found: Probe, first: int, last: int, file: Path, sett
     shown = set(copied_stamps(found, first, last).tolist())
     end = int(found.packets.ends[first:last].max())
     base = found.source.time_base
-    with opened(path) as (container, stream), av.open(str(file), "w", format="mp4", options=_MUXER) as out:
+    with opened(path) as (container, stream), av.open(str(file), "w", format="mp4", options=MUXER) as out:
         copy = out.add_stream_from_template(stream)
         sound = _Sound(container, out, settings, start * base, end * base)
         container.seek(start, stream=stream)
@@ -138,10 +138,10 @@ def write_exact(
     unit = Fraction(1, source.time_base.denominator)
     stamps: list[Fraction] = []
     thumbs: list[Picture] = []
-    with opened(path) as (container, stream), av.open(str(file), "w", format="mp4", options=_MUXER) as out:
+    with opened(path) as (container, stream), av.open(str(file), "w", format="mp4", options=MUXER) as out:
         normalise: Normaliser | None = None
         encoder: Any = None
-        for shown in _from(container, stream, found, start):
+        for shown in frames_from(container, stream, found, start):
             if shown.stamp >= end:
                 break
             if normalise is None:
@@ -168,7 +168,7 @@ def _encode(out: Any, encoder: Any, ready: Shown, start: int, source: Source) ->
     return thumb(ready.frame)
 
 
-def _from(container: Any, stream: Any, found: Probe, start: int) -> Iterator[Any]:
+def frames_from(container: Any, stream: Any, found: Probe, start: int) -> Iterator[Any]:
     """The frames from `start` on: sought where stamps can be relied on, else all decoded from the beginning."""
     if found.sought:
         container.seek(start, stream=stream)
@@ -179,22 +179,30 @@ def _from(container: Any, stream: Any, found: Probe, start: int) -> Iterator[Any
 
 def _encoder(out: Any, normalise: Normaliser, source: Source, unit: Fraction, settings: Split) -> Any:
     rate = Fraction(source.fps).limit_denominator(1001) or Fraction(1)
-    options = {
+    stream = out.add_stream("libx264", rate=rate, options=x264_options(source, settings))
+    set_up(stream.codec_context, normalise, unit)
+    return stream
+
+
+def x264_options(source: Source, settings: Split) -> dict[str, str]:
+    """One thread, so that the bytes are always the same; frames in order, so that no edit list is needed."""
+    return {
         "crf": str(settings.crf),
         "preset": settings.preset,
         "threads": "1",
-        "bf": "0",  # frames in order: no edit list
+        "bf": "0",
         "g": str(max(1, round(KEY_SECONDS * source.fps))),
         "flags": "+bitexact",
     }
-    stream = out.add_stream("libx264", rate=rate, options=options)
-    stream.width, stream.height, stream.pix_fmt = normalise.width, normalise.height, normalise.pix_fmt
-    context = stream.codec_context
+
+
+def set_up(context: Any, normalise: Normaliser, unit: Fraction) -> None:
+    """Give an encoder the shape, colours and clock of the frames that it will get."""
+    context.width, context.height, context.pix_fmt = normalise.width, normalise.height, normalise.pix_fmt
     context.time_base = unit
     context.color_range = 1
     if normalise.tags is not None:
         context.color_primaries, context.color_trc, context.colorspace = normalise.tags
-    return stream
 
 
 def _mux(out: Any, packets: list[Any], last: int | None = None) -> None:

@@ -10,7 +10,7 @@ no mixture of those before and after.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -33,6 +33,10 @@ LEAST_JUMP = 2.5  # the change at a hard cut, by the changes beside it
 LEAST_APART = 0.2  # see `Window.apart`
 SURE_JUMP, LEAST_APART_SURE = 8.0, 0.1  # a lone jump may be between scenes more alike
 DOUBTFUL = 0.7  # of a threshold, from which a cut is kept to be judged by others
+DOUBT = (0.15, 0.85)  # a cut whose confidence lies between may be judged by something else
+JUDGED = 100  # frames that it is shown
+Judge = Callable[[Sequence[Picture]], npt.NDArray[np.float64]]
+"""100 tiny frames -> the probability that a shot ends, at each of the middle ones"""
 _PLAIN = 6.0  # standard deviation, levels of 255, up to which a frame is of one colour
 
 
@@ -63,8 +67,10 @@ class _Frame:
 class CutFinder:
     """Takes every frame in order; holds a few hundred tiny ones."""
 
-    def __init__(self, levels: Sequence[Level], time_base: Fraction, guard_frames: int = 0) -> None:
-        self.levels, self.base, self.guard = levels, time_base, guard_frames
+    def __init__(
+        self, levels: Sequence[Level], time_base: Fraction, guard_frames: int = 0, judge: Judge | None = None
+    ) -> None:
+        self.levels, self.base, self.guard, self.judge = levels, time_base, guard_frames, judge
         self.held: list[_Frame] = []
         self.decided = 0  # of the held frames, those that lie in a block before
         self.cuts: list[Cut] = []
@@ -104,11 +110,24 @@ class CutFinder:
         begin = self.held[self.decided].stamp
         end = self.held[until].stamp if until < len(self.held) else np.inf
         chosen = self.cuts[-2:]
-        for cut in sorted(find_cuts(self.held, self.levels, self.base), key=lambda cut: -cut.confidence):
+        found = find_cuts(self.held, self.levels, self.base)
+        if self.judge is not None:
+            found = [self._judged(cut, self.judge) for cut in found]
+        for cut in sorted(found, key=lambda cut: -cut.confidence):
             inside = begin <= (cut.start_pts + cut.end_pts) / 2 < end
             if inside and not any(overlap(cut, other) for other in chosen):
                 chosen.append(cut)
         self.cuts[-2:] = sorted(chosen, key=lambda cut: cut.start_pts)
+
+    def _judged(self, cut: Cut, judge: Judge) -> Cut:
+        """A doubtful cut with the judge's confidence; its place and form stay."""
+        if not DOUBT[0] < cut.confidence < DOUBT[1]:
+            return cut
+        stamps = [frame.stamp for frame in self.held]
+        middle = int(np.searchsorted(stamps, (cut.start_pts + cut.end_pts) // 2))
+        around = np.clip(np.arange(middle - JUDGED // 2, middle + JUDGED // 2), 0, len(stamps) - 1)
+        said = judge([self.held[i].tiny for i in around])
+        return replace(cut, confidence=float(said.max()))
 
     def _joined(self, cuts: list[Cut]) -> list[Cut]:
         stamps, plain = np.array(self.stamps, np.int64), np.array(self.plain)

@@ -81,7 +81,10 @@ class _Scanner:
     def __init__(self, found: Probe, settings: Split, folder: Path) -> None:
         base = found.source.time_base
         self.found, self.aspect = found, found.source.sample_aspect
-        self.finder = CutFinder(settings.levels, base, settings.guard_frames)
+        judge = None
+        if settings.transnet:
+            from svdcli.curate.transnet import probabilities as judge
+        self.finder = CutFinder(settings.levels, base, settings.guard_frames, judge)
         self.samples = Samples(tempfile.TemporaryFile(dir=folder), (0, 0))
         self.period = Fraction(1, int(SMALL_FPS)) / base
         self.next_sample: Fraction = Fraction(found.source.start_pts)

@@ -19,7 +19,7 @@ from svdcli.curate.scan import Scan
 from svdcli.recipe.curation import Split
 
 _BLACK = 40  # the brightest tiny pixel of a black frame at most, of 255
-_STILL = 2  # the largest change of any tiny pixel between frames that stand still, of 255
+_STILL = 3  # the largest change of any tiny pixel between frames that stand still, of 255
 
 
 @dataclass(frozen=True)

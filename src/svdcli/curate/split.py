@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ from svdcli.curate.proxy import Proxy
 from svdcli.curate.rows import CutClip, Source, clip_id
 from svdcli.curate.samples import clip_proxy, letterbox, upright_crop
 from svdcli.curate.scan import Scan, scan
+from svdcli.curate.smart import can_be_smart, write_smart
 from svdcli.curate.spans import Span, spans
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
@@ -100,8 +101,6 @@ def split_source(path: Path, out: Path, settings: Split) -> SplitResult:
 
 def _as_decoded(source: Source, seen: Scan) -> Source:
     """The source with what decoding it showed: headers and packets may promise more."""
-    from dataclasses import replace
-
     start, end = int(seen.stamps[0]), int(seen.ends[-1])
     fps = len(seen.stamps) / float((end - start) * source.time_base)
     return replace(source, start_pts=start, end_pts=end, num_frames=len(seen.stamps), fps=fps)
@@ -121,8 +120,13 @@ def _plan(found: Probe, seen: Scan, span: Span, settings: Split) -> _Plan:
     stamps = copied_stamps(found, *packets)
     first, last = int(stamps[0]), int(found.packets.ends[packets[0] : packets[1]].max())
     kept, whole = last - first, end - start
+    if not _as_scanned(seen, stamps):
+        return exact
+    if settings.clipping == "smart" and kept < whole:
+        fits = can_be_smart(found.source, seen.shape[1], seen.shape[0])
+        return _Plan(span, "smart", start, end, crop, packets) if fits else exact
     too_short = kept * found.source.time_base < settings.min_seconds
-    if too_short or kept < (1 - settings.max_snap_loss) * whole or not _as_scanned(seen, stamps):
+    if too_short or kept < (1 - settings.max_snap_loss) * whole:
         return exact
     return _Plan(span, "copy", first, last, crop, packets)
 
@@ -170,6 +174,9 @@ def _make(path: Path, found: Probe, seen: Scan, plan: _Plan, file: Path, setting
     """Write the clip's file; what it must hold then."""
     if plan.method == "encode":
         return write_exact(path, found, plan.start, plan.end, plan.crop, file, settings)
+    if plan.method == "smart":
+        ends = seen.thumbs[plan.span.first], seen.thumbs[plan.span.last - 1]
+        return write_smart(path, found, (plan.start, plan.end), plan.packets, ends, file, settings)
     write_copy(path, found, *plan.packets, file, settings)
     stamps = copied_stamps(found, *plan.packets)
     first, last = np.searchsorted(seen.stamps, [stamps[0], stamps[-1]])

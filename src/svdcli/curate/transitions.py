@@ -32,6 +32,9 @@ MOST_ERROR = {"dissolve": 0.5, "wipe": 0.3}  # of the model, see `_fits`
 LEAST_CONTRAST = {"dissolve": 1.25, "wipe": 1.5}  # of the change within to the change beside, as long
 LEAST_APART = {"dissolve": 0.2, "wipe": 0.3}  # see `Window.apart`
 DOUBTFUL = -1.5  # evidence from which a stretch is kept to be judged by others
+ALIKE_ZOOMED = 0.15  # see `Window.zoomed`: less, and the one end is an enlargement of the other
+ZOOMS = (1.25, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0)
+"""factors by which a zoom may enlarge the picture"""
 _FLOOR = 6.0  # levels of 255: contrast less than this is noise
 _TRIES = 400  # stretches of a window that are looked at closely, the most promising first
 
@@ -54,11 +57,10 @@ class Window:
 
     def __init__(self, tiny: Sequence[Picture], seconds: npt.NDArray[np.float64]) -> None:
         self.seconds = seconds
+        self.tiny = tiny
         pooled = np.stack([cv2.resize(frame, POOLED, interpolation=cv2.INTER_AREA) for frame in tiny])
         self.pooled: Floats = pooled.astype(np.float32)
-        centred = self.pooled - self.pooled.mean((1, 2), keepdims=True)
-        contrast = np.sqrt((centred**2).mean((1, 2, 3), keepdims=True) + _FLOOR**2)
-        self.normal: Floats = centred / contrast
+        self.normal = _normal(self.pooled)
 
     def __len__(self) -> int:
         return len(self.pooled)
@@ -76,12 +78,18 @@ class Window:
 
         The mean square of the difference of the normalised pictures, 0 for the same scene, about 1 for strangers.
         """
-        return min(self._matched(one, other), self._matched(other, one))
+        return min(
+            _matched(self.normal[one], self.normal[other]), _matched(self.normal[other], self.normal[one])
+        )
 
-    def _matched(self, one: int, other: int) -> float:
-        across, down = SHIFT
-        core = np.ascontiguousarray(self.normal[other, down:-down, across:-across])
-        return float(cv2.matchTemplate(self.normal[one], core, cv2.TM_SQDIFF).min()) / core.size
+    def zoomed(self, one: int, other: int) -> float:
+        """The least distance `apart` of one frame and the middle of the other, enlarged by any of some factors."""
+        least = np.inf
+        for outer, inner in ((one, other), (other, one)):
+            for factor in ZOOMS:
+                scaled = _enlarged(self.tiny[outer], factor)
+                least = min(least, _matched(scaled, self.normal[inner]), _matched(self.normal[inner], scaled))
+        return float(least)
 
     def crossing(self, before: Sequence[int], after: Sequence[int], enough: float = 0.0) -> float:
         """The least distance `apart` of a frame before and one after; as soon as it is less than `enough`, that."""
@@ -92,6 +100,29 @@ class Window:
                 if least < enough:
                     return least
         return float(least)
+
+
+def _normal(pooled: Floats) -> Floats:
+    """Frames (..., H, W, 3) without their mean colour, and of one contrast."""
+    centred = pooled - pooled.mean((-3, -2), keepdims=True)
+    return np.asarray(
+        centred / np.sqrt((centred**2).mean((-3, -2, -1), keepdims=True) + _FLOOR**2), np.float32
+    )
+
+
+def _enlarged(tiny: Picture, factor: float) -> Floats:
+    """The middle of a tiny frame, enlarged, pooled, normal."""
+    height, width = tiny.shape[:2]
+    down, across = round(height * (1 - 1 / factor) / 2), round(width * (1 - 1 / factor) / 2)
+    middle = tiny[down : height - down, across : width - across]
+    return _normal(np.asarray(cv2.resize(middle, POOLED, interpolation=cv2.INTER_LINEAR), np.float32))
+
+
+def _matched(one: Floats, other: Floats) -> float:
+    """The mean squared difference of two normal frames where the core of the other fits the one best."""
+    across, down = SHIFT
+    core = np.ascontiguousarray(other[down:-down, across:-across])
+    return float(cv2.matchTemplate(one, core, cv2.TM_SQDIFF).min()) / core.size
 
 
 def transitions(
@@ -140,6 +171,8 @@ def _evidence(
     apart = window.crossing(before, after, LEAST_APART[form])
     if apart < LEAST_APART[form]:
         return -np.inf
+    if window.zoomed(a, b) < ALIKE_ZOOMED:
+        return -np.inf
     if form == "wipe":
         alien, straight = front(window, a, b)
         return float(12 * (straight - 0.58) + 2 * np.log(apart / 0.6) - 20 * max(0.0, alien - 0.1))
@@ -163,10 +196,10 @@ def _candidates(
         if not len(starts):
             continue
         step = squares[starts, starts + length]
-        contrast = _contrast(squares, starts, length, first, last)
+        contrasts = _contrast(squares, starts, length, first, last)
         for form, errors in _fits(window, squares, starts, length).items():
             promise = step * (1 - errors / MOST_ERROR[form])
-            for i in np.flatnonzero((promise > 0) & (contrast > LEAST_CONTRAST[form])):
+            for i in np.flatnonzero((promise > 0) & (contrasts[form] > LEAST_CONTRAST[form])):
                 yield float(promise[i]), int(starts[i]), int(starts[i]) + length, form
 
 
@@ -188,12 +221,19 @@ def _fits(window: Window, squares: Floats, starts: npt.NDArray[np.int64], length
     return {"dissolve": error, "wipe": lines if enough else np.full(len(starts), np.inf)}
 
 
-def _contrast(squares: Floats, starts: npt.NDArray[np.int64], length: int, first: int, last: int) -> Floats:
-    """The change from end to end by the larger of the changes just before and just after, over as long a time."""
+def _contrast(
+    squares: Floats, starts: npt.NDArray[np.int64], length: int, first: int, last: int
+) -> dict[Form, Floats]:
+    """The change from end to end by that just before or just after over as long a time: for a dissolve the smaller of
+    the two, since the halves of a fade stand side by side, for a wipe the larger."""
     ends = starts + length
     before = squares[starts, np.maximum(first, starts - length)]
     after = squares[ends, np.minimum(last, ends + length)]
-    return np.sqrt(squares[starts, ends] / (np.maximum(before, after) + 1.0)).astype(np.float32)
+    step = squares[starts, ends]
+    return {
+        "dissolve": np.sqrt(step / (np.minimum(before, after) + 1)),
+        "wipe": np.sqrt(step / (np.maximum(before, after) + 1)),
+    }
 
 
 def _refined(

@@ -16,6 +16,7 @@ from svdcli.curate.check import fault, has_edit_list
 from svdcli.curate.clipping import Written, thumb_of, write_exact
 from svdcli.curate.probe import probe
 from svdcli.curate.proxy import Proxy
+from svdcli.curate.smart import annex_b
 from svdcli.curate.split import SplitResult, split_source
 from svdcli.errors import InputError
 from svdcli.recipe.curation import Split
@@ -88,6 +89,23 @@ def test_where_snapping_costs_too_much_the_clip_is_cut_exactly(tmp_path: Path) -
     result = split_source(tmp_path / "a.mp4", tmp_path, SETTINGS)
     assert ticks_of(result) == [(0, 30), (30, 60), (60, 90)]
     assert {clip.method for clip in result.clips} == {"encode"}
+
+
+def test_smart_copies_the_middle_and_encodes_the_ends(tmp_path: Path) -> None:
+    edit = edited(tmp_path / "a.mp4", gop=8, scenecut=False, bframes=2)
+    settings = SETTINGS.model_copy(update={"clipping": "smart"})
+    result = split_source(tmp_path / "a.mp4", tmp_path, settings)
+    assert ticks_of(result) == [(0, 30), (30, 60), (60, 90)] and not result.lost
+    assert {clip.method for clip in result.clips} == {"smart"}
+    for clip, first in zip(result.clips, (0, 30, 60), strict=True):
+        frames = decord.VideoReader(str(tmp_path / clip.path), num_threads=1)[:].asnumpy().astype(float)
+        assert np.abs(frames - np.stack(edit.frames[first : first + 30])).mean((1, 2, 3)).max() < 12
+
+
+def test_parameter_sets_get_start_codes() -> None:
+    box = bytes([1, 66, 0, 10, 0xFF, 0xE1, 0, 3]) + b"SPS" + bytes([1, 0, 2]) + b"PP"
+    assert annex_b(box) == b"\0\0\0\1SPS\0\0\0\1PP"
+    assert annex_b(b"\0\0\0\1already") == b"\0\0\0\1already"
 
 
 def test_run_again_the_bytes_are_the_same(tmp_path: Path) -> None:
@@ -179,7 +197,7 @@ def test_letterbox_is_cropped_and_said(tmp_path: Path) -> None:
 def test_black_and_frozen_ends_are_trimmed(tmp_path: Path) -> None:
     shot = edits.moving(2, 40, 1.5)
     black = [np.zeros_like(shot[0])] * 15
-    edits.write(tmp_path / "a.mp4", [*black, *shot, *[shot[-1]] * 40], gop=10)
+    edits.write(tmp_path / "a.mp4", [*black, *shot, *[shot[-1]] * 40])
     settings = SETTINGS.model_copy(update={"trim": True, "clipping": "exact"})
     result = split_source(tmp_path / "a.mp4", tmp_path, settings)
     (clip,) = result.clips
@@ -190,10 +208,10 @@ def test_black_and_frozen_ends_are_trimmed(tmp_path: Path) -> None:
 
 
 def test_long_shots_become_equal_parts_and_short_ones_are_left_out(tmp_path: Path) -> None:
-    edits.write(tmp_path / "a.mp4", [*edits.moving(2, 100), *edits.actors(5, 8)])
+    edits.write(tmp_path / "a.mp4", [*edits.moving(2, 100), *edits.actors(5, 8)], gop=500)
     settings = SETTINGS.model_copy(update={"max_seconds": 1.5, "clipping": "exact"})
     result = split_source(tmp_path / "a.mp4", tmp_path, settings)
-    assert [clip.num_frames for clip in result.clips] == [33, 33, 34]
+    assert [clip.num_frames for clip in result.clips] == [33, 34, 33]
     assert result.clips[0].closes == result.clips[1].opens == "limit"
     assert result.lost == {"short": pytest.approx(8 / 25)}
 
