@@ -121,6 +121,11 @@ class _Sound:
         packet.stream = self.copy
         self.out.mux(packet)
 
+    def take_all(self, container: Any) -> None:
+        """All packets of sound of a container of its own."""
+        for packet in container.demux(self.streams) if self.streams else ():
+            self.take(packet)
+
     def done(self, packet: Any) -> bool:
         """Whether a video packet lies so far behind the stretch that its sound has come by."""
         seconds = 1 if self.streams else 0
@@ -138,15 +143,21 @@ def write_exact(
     unit = Fraction(1, source.time_base.denominator)
     stamps: list[Fraction] = []
     thumbs: list[Picture] = []
-    with opened(path) as (container, stream), av.open(str(file), "w", format="mp4", options=MUXER) as out:
+    with (
+        opened(path) as (container, stream),
+        opened(path) as (voices, _),
+        av.open(str(file), "w", format="mp4", options=MUXER) as out,
+    ):
         normalise: Normaliser | None = None
         encoder: Any = None
+        sound = _Sound(voices, out, settings, start * source.time_base, end * source.time_base)
         for shown in frames_from(container, stream, found, start):
             if shown.stamp >= end:
                 break
             if normalise is None:
                 normalise = Normaliser(shown.frame, source, crop, settings)
                 encoder = _encoder(out, normalise, source, unit, settings)
+                sound.take_all(voices)  # only now: no stream may be added once something is written
             for ready in normalise(shown):
                 stamps.append((ready.stamp - start) * source.time_base)
                 thumbs = [*thumbs[:1], _encode(out, encoder, ready, start, source)]
@@ -155,8 +166,6 @@ def write_exact(
             stamps.append((ready.stamp - start) * source.time_base)
             thumbs = [*thumbs[:1], _encode(out, encoder, ready, start, source)]
         _mux(out, encoder.encode(None), last=(end - start) * source.time_base.numerator)
-        if settings.audio == "keep":
-            _copy_sound(path, out, settings, start * source.time_base, end * source.time_base)
     return Written(tuple(stamps), normalise.width, normalise.height, (thumbs[0], thumbs[-1]))
 
 
@@ -211,13 +220,6 @@ def _mux(out: Any, packets: list[Any], last: int | None = None) -> None:
         if last is not None and packet is packets[-1]:
             packet.duration = last - packet.pts
         out.mux(packet)
-
-
-def _copy_sound(path: Path, out: Any, settings: Split, start: Fraction, end: Fraction) -> None:
-    with opened(path) as (container, _):
-        sound = _Sound(container, out, settings, start, end)
-        for packet in container.demux(sound.streams) if sound.streams else ():
-            sound.take(packet)
 
 
 class Normaliser:

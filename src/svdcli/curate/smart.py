@@ -140,11 +140,12 @@ def _encoded(
             ready.frame.pts = (ready.stamp - writer.start) * writer.ticks
             ready.frame.time_base = writer.unit
             packets += encoder.encode(ready.frame)
-    if encoder is not None:
-        packets += encoder.encode(None)
-    for packet, following in zip(packets, [*(p.pts for p in packets[1:]), None], strict=True):
-        after = (end - writer.start) * writer.ticks if following is None else following
-        yield writer.encoded(packet, after - packet.pts)
+    if encoder is None:  # the middle begins or ends where the clip does
+        return
+    packets += encoder.encode(None)
+    stops = [*(packet.pts for packet in packets[1:]), (end - writer.start) * writer.ticks]
+    for packet, stop in zip(packets, stops, strict=True):
+        yield writer.encoded(packet, stop - packet.pts)
 
 
 def annex_b(extradata: bytes) -> bytes:

@@ -123,7 +123,8 @@ def _plan(found: Probe, seen: Scan, span: Span, settings: Split) -> _Plan:
     if not _as_scanned(seen, stamps):
         return exact
     if settings.clipping == "smart" and kept < whole:
-        fits = can_be_smart(found.source, seen.shape[1], seen.shape[0])
+        # sound is copied by whole clips only
+        fits = settings.audio == "drop" and can_be_smart(found.source, seen.shape[1], seen.shape[0])
         return _Plan(span, "smart", start, end, crop, packets) if fits else exact
     too_short = kept * found.source.time_base < settings.min_seconds
     if too_short or kept < (1 - settings.max_snap_loss) * whole:

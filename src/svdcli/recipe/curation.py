@@ -41,7 +41,7 @@ class Split(Section):
     """longer shots become several clips of equal length"""
     clipping: Literal["snap", "exact", "smart"] = "snap"
     """snap: both ends move inwards to keyframes, the stream is copied; exact: encoded again; smart: the middle is
-    copied, the ends are encoded. What must be normalised is encoded whatever this says"""
+    copied, the ends are encoded (H.264 without sound; else exact). What must be normalised is encoded whatever this says"""
     max_snap_loss: Fraction = 0.25
     """a clip that snapping would shorten by more than this share is cut exactly"""
     trim: bool = True
