@@ -37,6 +37,7 @@ DOUBT = (0.15, 0.85)  # a cut whose confidence lies between may be judged by som
 JUDGED = 100  # frames that it is shown
 Judge = Callable[[Sequence[Picture]], npt.NDArray[np.float64]]
 """100 tiny frames -> the probability that a shot ends, at each of the middle ones"""
+_DARK, _DARK_FRAMES = 16, 3  # the brightest pixel of a black frame; so many in a row are no glitch
 _PLAIN = 6.0  # standard deviation, levels of 255, up to which a frame is of one colour
 
 
@@ -76,6 +77,7 @@ class CutFinder:
         self.cuts: list[Cut] = []
         self.stamps: list[int] = []
         self.plain: list[bool] = []
+        self.dark: list[bool] = []
 
     def push(self, stamp: int, tiny: Picture) -> tuple[float, int]:
         """The next frame, (27, 48, 3) -> how much its pixels change from the one before: (mean, most), 0..255."""
@@ -87,6 +89,7 @@ class CutFinder:
         self.held.append(_Frame(stamp, tiny, change, plain))
         self.stamps.append(stamp)
         self.plain.append(plain)
+        self.dark.append(bool(tiny.max() <= _DARK))
         if len(self.held) == self.decided + BLOCK + MARGIN:
             self._decide(self.decided + BLOCK)
             self.held = self.held[self.decided + BLOCK - MARGIN :]
@@ -101,6 +104,7 @@ class CutFinder:
         if len(self.held) > 1:
             self._decide(len(self.held))
         sure = self._joined([cut for cut in self.cuts if cut.confidence >= 0.5])
+        sure += self._through_black(sure)
         doubtful = [cut for cut in self.cuts if cut.confidence < 0.5]
         return sorted(sure + doubtful, key=lambda cut: (cut.start_pts, cut.end_pts))
 
@@ -152,6 +156,18 @@ class CutFinder:
                     continue
             joined.append(cut)
         return [self._guarded(cut, stamps) for cut in joined]
+
+    def _through_black(self, cuts: list[Cut]) -> list[Cut]:
+        """Runs of black frames amid the source that no cut touches: between pictures too plain to be compared."""
+        dark = np.flatnonzero(np.diff([False, *self.dark, False]))
+        found = []
+        for first, last in zip(dark[::2].tolist(), dark[1::2].tolist(), strict=True):
+            if last - first < _DARK_FRAMES or first == 0 or last == len(self.stamps):
+                continue
+            start, end = self.stamps[first], self.stamps[last]
+            if not any(cut.start_pts <= end and cut.end_pts >= start for cut in cuts):
+                found.append(Cut(start, end, "gradual", "fade", 0.9, 0))
+        return found
 
     def _guarded(self, cut: Cut, stamps: npt.NDArray[np.int64]) -> Cut:
         """A gradual cut, longer by the guard frames."""

@@ -23,6 +23,7 @@ from svdcli.curate.opening import Picture, Shown, Ticks, frames, opened
 from svdcli.curate.probe import Probe, square_size, usual_step
 from svdcli.curate.proxy import KEY_SIDE, SMALL_FPS, SMALL_SIDE
 from svdcli.curate.samples import Crop, Samples
+from svdcli.curate.transnet import probabilities
 from svdcli.errors import InputError
 from svdcli.recipe.curation import Split
 
@@ -81,9 +82,7 @@ class _Scanner:
     def __init__(self, found: Probe, settings: Split, folder: Path) -> None:
         base = found.source.time_base
         self.found, self.aspect = found, found.source.sample_aspect
-        judge = None
-        if settings.transnet:
-            from svdcli.curate.transnet import probabilities as judge
+        judge = probabilities if settings.transnet else None
         self.finder = CutFinder(settings.levels, base, settings.guard_frames, judge)
         self.samples = Samples(tempfile.TemporaryFile(dir=folder), (0, 0))
         self.period = Fraction(1, int(SMALL_FPS)) / base

@@ -94,6 +94,12 @@ def test_black_between_two_shots_makes_one_cut_of_two() -> None:
     assert (cut.start_pts, cut.end_pts, cut.kind) == (40, 50, "gradual")
 
 
+def test_black_between_plain_pictures_is_a_cut_too() -> None:
+    levels = [*[200] * 20, *range(200, 0, -10), *[0] * 6, *range(0, 200, 10), *[200] * 20]
+    (cut,) = found([np.full((edits.HEIGHT, edits.WIDTH, 3), level, np.uint8) for level in levels])
+    assert cut.kind == "gradual" and cut.start_pts <= 40 <= cut.end_pts
+
+
 def test_guard_frames_widen_gradual_cuts_only() -> None:
     edit = edits.Edit().cut(edits.actors(1, 60)).mix(edits.actors(4, 90), 15, "dissolve").cut(edits.actors(7, 40))
     bare, guarded = found(edit.frames), found(edit.frames, guard=3)
