@@ -140,7 +140,11 @@ def scenedetect(name: str, file: Path) -> list[tuple[int, int]]:
     import scenedetect as library
 
     scenes = library.detect(str(file), getattr(library, name)(), start_in_scene=True)
-    return [(start.frame_num, start.frame_num) for start, _ in scenes[1:]]
+    with opened(file) as (container, stream):
+        seconds = np.array([float(shown.stamp * stream.time_base) for shown in frames(container, stream)])
+    # by time, which it knows exactly; its frame numbers are only so for a constant rate
+    starts = [int(np.argmin(np.abs(seconds - seconds[0] - start.seconds))) for start, _ in scenes[1:]]
+    return [(number, number) for number in starts]
 
 
 # --- scores ---

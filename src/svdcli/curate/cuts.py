@@ -84,7 +84,7 @@ class CutFinder:
         change, most = 0.0, 0
         if self.held:
             difference = cv2.absdiff(tiny, self.held[-1].tiny)
-            change, most = float(difference.mean()), int(difference.max())
+            change, most = float(sum(cv2.mean(difference))) / 3, int(difference.max())
         plain = bool(cv2.meanStdDev(tiny)[1].max() < _PLAIN)
         self.held.append(_Frame(stamp, tiny, change, plain))
         self.stamps.append(stamp)

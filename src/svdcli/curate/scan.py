@@ -178,8 +178,8 @@ def black_bars(frame: Any) -> Crop | None:
         luma = frame.to_ndarray(format="gray")
     else:
         luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-    columns = np.flatnonzero(cv2.reduce(luma, 0, cv2.REDUCE_MAX).ravel() > _BAR)
-    rows = np.flatnonzero(cv2.reduce(luma, 1, cv2.REDUCE_MAX).ravel() > _BAR)
+    columns = np.flatnonzero(luma.max(0) > _BAR)
+    rows = np.flatnonzero(luma.max(1) > _BAR)
     if not len(rows):
         return None
     height, width = luma.shape
