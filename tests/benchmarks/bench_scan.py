@@ -60,7 +60,9 @@ def ours(file: Path) -> None:
         found = probe(file)
         seen = scan(file, found, Split(), Path(folder))
         with seen.samples.file:
-            clip_proxy(seen.samples, found.source, int(seen.stamps[0]), int(seen.ends[-1]), (0, 0, 0, 0), Split())
+            clip_proxy(
+                seen.samples, found.source, int(seen.stamps[0]), int(seen.ends[-1]), (0, 0, 0, 0), Split()
+            )
 
 
 def scripts(file: Path) -> None:
@@ -86,8 +88,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(sys.argv[1]) if len(sys.argv) > 1 else made(Path(folder))
         source = probe(file).source
-        print(f"{file.name}: {source.width}x{source.height}, {source.seconds:.1f} s, {source.size / 1e6:.1f} MB")
-        for name, run in {"decode alone": decode_only, "svdcli, one decode": ours, "scripts": scripts}.items():
+        print(
+            f"{file.name}: {source.width}x{source.height}, {source.seconds:.1f} s, {source.size / 1e6:.1f} MB"
+        )
+        for name, run in {
+            "decode alone": decode_only,
+            "svdcli, one decode": ours,
+            "scripts": scripts,
+        }.items():
             best = min(_cpu(run, file) for _ in range(2))
             print(f"  {name:<20} {best:6.2f} CPU-s  {source.seconds / best:6.1f} x real time")
 

@@ -128,10 +128,13 @@ class CutFinder:
         if not DOUBT[0] < cut.confidence < DOUBT[1]:
             return cut
         stamps = [frame.stamp for frame in self.held]
-        middle = int(np.searchsorted(stamps, (cut.start_pts + cut.end_pts) // 2))
+        first, last = np.searchsorted(stamps, [cut.start_pts, cut.end_pts]).tolist()
+        middle = (first + last) // 2
         around = np.clip(np.arange(middle - JUDGED // 2, middle + JUDGED // 2), 0, len(stamps) - 1)
         said = judge([self.held[i].tiny for i in around])
-        return replace(cut, confidence=float(said.max()))
+        begin = middle - len(said) // 2
+        within = said[max(0, first - 1 - begin) : last - begin + (first == last)]  # not those of another cut
+        return replace(cut, confidence=float(within.max()))
 
     def _joined(self, cuts: list[Cut]) -> list[Cut]:
         stamps, plain = np.array(self.stamps, np.int64), np.array(self.plain)

@@ -59,7 +59,9 @@ def write_smart(
         copy = out.add_stream_from_template(stream)
         copy.codec_context.extradata = annex_b(stream.codec_context.extradata or b"")
         size = (stream.codec_context.width, stream.codec_context.height)
-        for packet in _pieces(path, container, stream, writer, (int(middle[0]), int(middle[-1]), end), settings):
+        for packet in _pieces(
+            path, container, stream, writer, (int(middle[0]), int(middle[-1]), end), settings
+        ):
             packet.stream = copy
             out.mux(packet)
     stamps = np.sort(found.packets.pts)
@@ -102,9 +104,7 @@ def _pieces(
         )
     yield from middle
     with opened(path) as (other, pictures):
-        yield from _encoded(
-            frames_from(other, pictures, writer.found, last + 1), end, end, writer, settings
-        )
+        yield from _encoded(frames_from(other, pictures, writer.found, last + 1), end, end, writer, settings)
 
 
 def _copied(container: Any, stream: Any, writer: _Writer, first: int) -> Iterator[Any]:
@@ -120,9 +120,7 @@ def _copied(container: Any, stream: Any, writer: _Writer, first: int) -> Iterato
             break
 
 
-def _encoded(
-    shown: Iterator[Shown], until: int, end: int, writer: _Writer, settings: Split
-) -> Iterator[Any]:
+def _encoded(shown: Iterator[Shown], until: int, end: int, writer: _Writer, settings: Split) -> Iterator[Any]:
     """The frames before tick `until`, encoded; the last is shown until `end`."""
     encoder: Any = None
     source = writer.found.source

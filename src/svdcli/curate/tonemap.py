@@ -26,7 +26,9 @@ def tonemap(signal: npt.NDArray[np.uint16], hdr: Hdr) -> Picture:
     nits: npt.NDArray[np.float32] = _curve(hdr)[signal]
     if hdr == "hlg":  # the display's own gamma, on luminance
         luminance = nits @ np.array([0.2627, 0.6780, 0.0593], np.float32)
-        nits = nits * (PEAK_NITS * np.maximum(luminance, 1e-6)[..., None] ** np.float32(0.2)).astype(np.float32)
+        nits = nits * (PEAK_NITS * np.maximum(luminance, 1e-6)[..., None] ** np.float32(0.2)).astype(
+            np.float32
+        )
     light = np.maximum(nits @ _TO_709.T, 0) / WHITE_NITS
     brightest = np.maximum(light.max(-1, keepdims=True), 1e-6)
     peak = PEAK_NITS / WHITE_NITS

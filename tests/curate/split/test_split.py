@@ -148,7 +148,9 @@ def test_normalised(tmp_path: Path, options: dict, size: tuple[int, int]) -> Non
     source = probe(tmp_path / result.clips[0].path).source
     assert (source.sample_aspect, source.bit_depth, source.interlaced) == (1, 8, False)
     with av.open(str(tmp_path / result.clips[0].path)) as container:
-        assert container.streams.video[0].codec_context.pix_fmt == "yuv420p" or result.clips[0].method == "copy"
+        assert (
+            container.streams.video[0].codec_context.pix_fmt == "yuv420p" or result.clips[0].method == "copy"
+        )
 
 
 def test_fields_become_frames_one_for_each(tmp_path: Path) -> None:
@@ -259,7 +261,9 @@ def test_the_proxy_shows_the_clip(tmp_path: Path) -> None:
     edit = edited(tmp_path / "a.mp4")
     clip = split_source(tmp_path / "a.mp4", tmp_path, SETTINGS).clips[1]
     proxy = Proxy.load(tmp_path / "proxies" / clip.id[:2] / f"{clip.id}.npz")
-    assert proxy.times[0] == 0 and (np.diff(proxy.times) > 0).all() and proxy.times[-1] < clip.end - clip.start
+    assert (
+        proxy.times[0] == 0 and (np.diff(proxy.times) > 0).all() and proxy.times[-1] < clip.end - clip.start
+    )
     assert len(proxy.small) == len(proxy.times) >= 3 and min(proxy.small.shape[1:3]) == 64
     assert proxy.keys.shape == (3, 90, 160, 3)
     for key, number in zip(proxy.keys, (30, None, 59), strict=True):
@@ -272,10 +276,9 @@ def test_the_proxy_shows_the_clip(tmp_path: Path) -> None:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> tuple[Path, Written]:
-    frames = edits.moving(3, 20, 2.0)
-    file = edits.write(tmp_path / "clip.mp4", frames, bframes=0)
-    stamps = tuple(Fraction(i, 25) for i in range(20))
-    return file, Written(stamps, 160, 90, (thumb_of(frames[0]), thumb_of(frames[-1])))
+    source = edits.write(tmp_path / "source.mp4", edits.moving(3, 20, 2.0))
+    file = tmp_path / "clip.mp4"
+    return file, write_exact(source, probe(source), 0, 20 * 3600, (0, 0, 0, 0), file, SETTINGS)
 
 
 def test_a_sound_clip_passes(clip: tuple[Path, Written]) -> None:
@@ -318,6 +321,10 @@ def test_a_clip_that_fails_its_check_is_made_again(tmp_path: Path, monkeypatch: 
     assert {clip.method for clip in result.clips} == {"encode"} and seen == [False, True] * 3
 
     monkeypatch.setattr(split, "fault", lambda *_, **__: "never right")
-    result = split_source(tmp_path / "a.mp4", tmp_path / "sub", SETTINGS) if (tmp_path / "sub").mkdir() is None else None
+    result = (
+        split_source(tmp_path / "a.mp4", tmp_path / "sub", SETTINGS)
+        if (tmp_path / "sub").mkdir() is None
+        else None
+    )
     assert not result.clips and result.lost["unreadable"] == pytest.approx(result.source.seconds)
     assert not list((tmp_path / "sub").rglob("*.mp4"))
