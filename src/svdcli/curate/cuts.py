@@ -173,11 +173,13 @@ class CutFinder:
         return found
 
     def _guarded(self, cut: Cut, stamps: npt.NDArray[np.int64]) -> Cut:
-        """A gradual cut, longer by the guard frames."""
+        """A gradual cut, longer by the guard frames and a tenth of itself: its first and last mixed frames can hardly be
+        told from pure ones."""
         if cut.kind == "hard" or not self.guard:
             return cut
-        start = max(0, int(np.searchsorted(stamps, cut.start_pts)) - self.guard)
-        end = min(len(stamps) - 1, int(np.searchsorted(stamps, cut.end_pts)) + self.guard)
+        first, last = np.searchsorted(stamps, [cut.start_pts, cut.end_pts]).tolist()
+        guard = self.guard + round((last - first) / 10)
+        start, end = max(0, first - guard), min(len(stamps) - 1, last + guard)
         return replace(cut, start_pts=int(stamps[start]), end_pts=int(stamps[end]))
 
 

@@ -16,7 +16,6 @@ from svdcli.curate.opening import frames, opened
 from svdcli.curate.probe import is_variable, probe, square_size
 from svdcli.errors import InputError
 
-
 SHOT = edits.moving(1, 24)
 
 
