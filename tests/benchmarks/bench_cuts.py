@@ -199,13 +199,13 @@ def report(name: str, suite: Suite, detect) -> None:
     for video, (file, hard, gradual) in suite.truth.items():
         counts = np.array(score(detect(file), hard, gradual))
         group = video.split()[0]
-        for key in (group, "real" if group == "real" else "made", "all"):
+        for key in {group, "real" if group == "real" else "made", "all"}:
             sums[key] += counts
         if name.startswith("svdcli") and (counts[1] or counts[3] or counts[4]):
             print(f"    {video}: found {detect(file)}, true {hard} {gradual}", flush=True)
     print(f"\n{name}  ({time.process_time() - begun:.0f} CPU-s)")
     print("  set         hard P     R    F1   gradual P     R    F1   false")
-    for key, (h, hm, g, gm, false) in sums.items():
+    for key, (h, hm, g, gm, false) in sorted(sums.items()):
         line = f"  {key:<11}"
         for hit, miss in ((h, hm), (g, gm)):
             # a false detection is neither hard nor gradual: it counts against both
