@@ -1,6 +1,6 @@
 """Cut detection beside PySceneDetect's detectors and TransNetV2, all at their defaults, on videos whose cuts are known.
 
-    python tests/benchmarks/bench_cuts.py [--no-transnet] [--real FOLDER]
+    python tests/benchmarks/bench_cuts.py [--no-transnet] [--real-only] [--only NAME]
 
 Made: shots of real clips of ../shared/data/videos and drawn ones, joined by every transition, encoded at 160x90. Real: the
 annotated edits of ../shared/data/cuts. A hard cut counts as found within one frame, a gradual one where a detection
@@ -171,6 +171,8 @@ def score(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--no-transnet", action="store_true")
+    parser.add_argument("--real-only", action="store_true")
+    parser.add_argument("--only", default="", help="detectors whose names hold this")
     parser.add_argument("--shared", type=Path, default=SHARED)
     args = parser.parse_args()
     cv2.setNumThreads(1)
@@ -180,11 +182,14 @@ def main() -> None:
         detectors |= {"svdcli + TransNetV2": lambda file: ours(file, True), "TransNetV2": transnet}
     with tempfile.TemporaryDirectory() as folder:
         suite = Suite(Path(folder), args.shared / "videos" if args.shared.is_dir() else None)
-        suite.build()
+        if not args.real_only:
+            suite.build()
         if args.shared.is_dir():
             suite.add_annotated(args.shared / "cuts")
         print(f"{len(suite.truth)} videos", flush=True)
         for name, detect in detectors.items():
+            if args.only not in name:
+                continue
             report(name, suite, detect or (lambda file, name=name: scenedetect(name, file)))
 
 
@@ -194,13 +199,13 @@ def report(name: str, suite: Suite, detect) -> None:
     for video, (file, hard, gradual) in suite.truth.items():
         counts = np.array(score(detect(file), hard, gradual))
         group = video.split()[0]
-        for key in (group, "real" if group == "real" else "made", "all"):
+        for key in {group, "real" if group == "real" else "made", "all"}:
             sums[key] += counts
         if name.startswith("svdcli") and (counts[1] or counts[3] or counts[4]):
             print(f"    {video}: found {detect(file)}, true {hard} {gradual}", flush=True)
     print(f"\n{name}  ({time.process_time() - begun:.0f} CPU-s)")
     print("  set         hard P     R    F1   gradual P     R    F1   false")
-    for key, (h, hm, g, gm, false) in sums.items():
+    for key, (h, hm, g, gm, false) in sorted(sums.items()):
         line = f"  {key:<11}"
         for hit, miss in ((h, hm), (g, gm)):
             # a false detection is neither hard nor gradual: it counts against both

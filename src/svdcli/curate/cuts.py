@@ -128,10 +128,13 @@ class CutFinder:
         if not DOUBT[0] < cut.confidence < DOUBT[1]:
             return cut
         stamps = [frame.stamp for frame in self.held]
-        middle = int(np.searchsorted(stamps, (cut.start_pts + cut.end_pts) // 2))
+        first, last = np.searchsorted(stamps, [cut.start_pts, cut.end_pts]).tolist()
+        middle = (first + last) // 2
         around = np.clip(np.arange(middle - JUDGED // 2, middle + JUDGED // 2), 0, len(stamps) - 1)
         said = judge([self.held[i].tiny for i in around])
-        return replace(cut, confidence=float(said.max()))
+        begin = middle - len(said) // 2
+        within = said[max(0, first - 1 - begin) : last - begin + (first == last)]  # not those of another cut
+        return replace(cut, confidence=float(within.max()))
 
     def _joined(self, cuts: list[Cut]) -> list[Cut]:
         stamps, plain = np.array(self.stamps, np.int64), np.array(self.plain)
@@ -170,11 +173,13 @@ class CutFinder:
         return found
 
     def _guarded(self, cut: Cut, stamps: npt.NDArray[np.int64]) -> Cut:
-        """A gradual cut, longer by the guard frames."""
+        """A gradual cut, longer by the guard frames and a tenth of itself: its first and last mixed frames can hardly be
+        told from pure ones."""
         if cut.kind == "hard" or not self.guard:
             return cut
-        start = max(0, int(np.searchsorted(stamps, cut.start_pts)) - self.guard)
-        end = min(len(stamps) - 1, int(np.searchsorted(stamps, cut.end_pts)) + self.guard)
+        first, last = np.searchsorted(stamps, [cut.start_pts, cut.end_pts]).tolist()
+        guard = self.guard + round((last - first) / 10)
+        start, end = max(0, first - guard), min(len(stamps) - 1, last + guard)
         return replace(cut, start_pts=int(stamps[start]), end_pts=int(stamps[end]))
 
 

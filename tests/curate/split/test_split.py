@@ -276,10 +276,9 @@ def test_the_proxy_shows_the_clip(tmp_path: Path) -> None:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> tuple[Path, Written]:
-    frames = edits.moving(3, 20, 2.0)
-    file = edits.write(tmp_path / "clip.mp4", frames, bframes=0)
-    stamps = tuple(Fraction(i, 25) for i in range(20))
-    return file, Written(stamps, 160, 90, (thumb_of(frames[0]), thumb_of(frames[-1])))
+    source = edits.write(tmp_path / "source.mp4", edits.moving(3, 20, 2.0))
+    file = tmp_path / "clip.mp4"
+    return file, write_exact(source, probe(source), 0, 20 * 3600, (0, 0, 0, 0), file, SETTINGS)
 
 
 def test_a_sound_clip_passes(clip: tuple[Path, Written]) -> None:
