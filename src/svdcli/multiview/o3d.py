@@ -11,6 +11,8 @@ import sys
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from svdcli.errors import MachineError
 
 INSTALL = f"{sys.executable} -m pip install 'svdcli[multiview]'"
@@ -30,10 +32,8 @@ def open3d() -> Any:
     return open3d
 
 
-def raycaster(vertices: Any, faces: Any) -> Any:
+def raycaster(vertices: np.ndarray, faces: np.ndarray) -> Any:
     """A RaycastingScene of one mesh: vertices (N, 3) float, faces (F, 3) int."""
-    import numpy as np
-
     o3d = open3d()
     scene = o3d.t.geometry.RaycastingScene()
     scene.add_triangles(
@@ -41,6 +41,12 @@ def raycaster(vertices: Any, faces: Any) -> Any:
         o3d.core.Tensor(np.ascontiguousarray(faces, np.uint32)),
     )
     return scene
+
+
+def cast_depths(scene: Any, origins: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """Where rays (N, 3) first strike a scene, in lengths of the ray: (N,), inf where nowhere."""
+    both = np.concatenate([origins, rays], axis=1).astype(np.float32)
+    return scene.cast_rays(open3d().core.Tensor(both))["t_hit"].numpy()
 
 
 def _load_libusb() -> None:
