@@ -12,7 +12,7 @@ from svdcli.multiview.hull import Field, Surface, extract
 from svdcli.multiview.o3d import cast_depths, open3d, raycaster
 
 _ENDS_SIDE = 192  # pixels of the silhouettes that a cut may not change
-_LOSS = 4e-4  # part of the silhouettes' area that a cut may lose
+_LOSS = 1e-4  # part of the silhouettes' area that a cut may lose
 _SMALLEST = 0.01  # part of the largest piece's area below which a piece is a speck
 _TAUBIN_ROUNDS = 5
 
@@ -21,25 +21,34 @@ def clean_surface(values: np.ndarray, field: Field) -> Surface:
     """The zero surface, a little smoothed (Taubin), without the pieces that are specks."""
     smooth = _blurred(values)
     surface = without_specks(extract(smooth, field.low, field.step))
-    o3d = open3d()
-    mesh = o3d.geometry.TriangleMesh(
-        o3d.utility.Vector3dVector(surface.vertices), o3d.utility.Vector3iVector(surface.faces)
-    )
+    mesh = _mesh(surface)
     mesh = mesh.filter_smooth_taubin(_TAUBIN_ROUNDS)
     return Surface(np.asarray(mesh.vertices), np.asarray(mesh.triangles).astype(np.int64))
 
 
 def without_specks(surface: Surface) -> Surface:
     """Only pieces of at least one hundredth of the largest one's area."""
-    o3d = open3d()
-    mesh = o3d.geometry.TriangleMesh(
-        o3d.utility.Vector3dVector(surface.vertices), o3d.utility.Vector3iVector(surface.faces)
-    )
+    mesh = _mesh(surface)
     piece, _, areas = mesh.cluster_connected_triangles()
     large = np.asarray(areas) >= _SMALLEST * np.max(areas)
     mesh.remove_triangles_by_mask(~large[np.asarray(piece)])
     mesh.remove_unreferenced_vertices()
     return Surface(np.asarray(mesh.vertices), np.asarray(mesh.triangles).astype(np.int64))
+
+
+def vertex_normals(surface: Surface) -> np.ndarray:
+    """Unit normals (N, 3), outwards, the mean of the faces around each vertex."""
+    mesh = _mesh(surface)
+    mesh.compute_vertex_normals()
+    return np.asarray(mesh.vertex_normals)
+
+
+def _mesh(surface: Surface) -> Any:
+    """As Open3D has it."""
+    o3d = open3d()
+    return o3d.geometry.TriangleMesh(
+        o3d.utility.Vector3dVector(surface.vertices), o3d.utility.Vector3iVector(surface.faces)
+    )
 
 
 def with_flat_ends(field: Field, alpha: np.ndarray, cameras: Cameras) -> np.ndarray:
