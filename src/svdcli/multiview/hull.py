@@ -121,7 +121,7 @@ def extract(values: np.ndarray, low: np.ndarray, step: float) -> Surface:
     if mesh.is_empty() or len(mesh.triangle.indices) == 0:
         raise InputError("The silhouettes have nothing in common.", "Run svd points --check: cameras or masks are wrong.")
     index = mesh.vertex.positions.numpy()[:, ::-1].astype(float)  # VTK's axes run backwards
-    return Surface(index * step + low - step, mesh.triangle.indices.numpy()[:, ::-1].astype(np.int64))
+    return Surface(index * step + low - step, mesh.triangle.indices.numpy().astype(np.int64))
 
 
 # ---- where the object is

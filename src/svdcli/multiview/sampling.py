@@ -14,6 +14,8 @@ def bilinear(image: np.ndarray, pixels: np.ndarray, outside: float | None = 0.0)
     `outside` is the value beyond the border; None repeats the border's own. Positions are exact to 1/32 pixel.
     """
     count = len(pixels)
+    if count == 0:
+        return np.zeros((0, *image.shape[2:]), np.float32)
     rows = -(-count // _ROW)
     place = np.full((rows * _ROW, 2), -1e4, np.float32)
     place[:count] = np.clip(pixels, -1e4, 1e5) - 0.5

@@ -21,7 +21,7 @@ def draw_points(
     size = float((points.max(axis=0) - points.min(axis=0)).max())
     if radius is None:
         span = np.ptp(pixels[np.isfinite(pixels).all(axis=1)], axis=0)
-        radius = max(1.0, 1.1 * float(np.sqrt(span.prod() / max(len(points), 1))))
+        radius = max(1.2, 2.2 * float(np.sqrt(span.prod() / max(len(points), 1))))
     reach = int(np.ceil(radius))
     offsets = [(dx, dy) for dx in range(-reach, reach + 1) for dy in range(-reach, reach + 1)]
     base = np.floor(pixels).astype(np.int64)

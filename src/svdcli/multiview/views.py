@@ -18,13 +18,13 @@ import numpy as np
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
 from svdcli.io.images import find_pictures, read_picture, write_png
-from svdcli.multiview.cameras import Cameras, Orbit
+from svdcli.multiview.cameras import FOV_DEG, Cameras, Orbit, static_orbit
 from svdcli.multiview.transforms import NAME, Transforms, names_of, picture_path, read_transforms, write_transforms
 
 MAX_SIDE = 800
 """Pictures are scaled down to this before anything is computed from them."""
 MIN_VIEWS = 3
-ASSUMED_ELEVATION_DEG = 10.0
+ASSUMED_ELEVATION_DEG, ASSUMED_RADIUS = 10.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Views:
         )
 
 
-def load_views(folder: Path, max_side: int = MAX_SIDE, assume: Orbit | None = None) -> Views:
-    """Read a folder. `assume` is the orbit of pictures that come without cameras.
+def load_views(folder: Path, max_side: int = MAX_SIDE) -> Views:
+    """Read a folder; pictures without cameras are taken as a static orbit, for `on_orbit` to correct.
 
     Raises InputError for a folder without pictures, with fewer than three, or whose objects cannot be told from
     the background.
@@ -73,11 +73,10 @@ def load_views(folder: Path, max_side: int = MAX_SIDE, assume: Orbit | None = No
     notes: list[str] = []
     if found is None:
         pictures = [path for path in find_pictures([folder]) if "mask" not in path.stem and "sheet" not in path.stem]
-        transforms, upright = _assumed(pictures, assume), True
-        elevation = transforms.cameras.elevations_deg[-1]
+        transforms, upright = _assumed(pictures), True
         notes.append(
-            f"There is no camera file: {len(pictures)} views in order are taken as an orbit counter-clockwise at "
-            f"elevation {elevation:g}°, the last one in front."
+            f"There is no camera file: {len(pictures)} pictures in order are taken as an even orbit, counter-clockwise, "
+            "the last one in front."
         )
     else:
         transforms, upright = found
@@ -88,6 +87,19 @@ def load_views(folder: Path, max_side: int = MAX_SIDE, assume: Orbit | None = No
     names = tuple(Path(name).name for name in transforms.images)
     cameras = transforms.cameras.resized(width, height)
     return Views(pixels, alpha, cameras, names, upright, found is None, tuple(notes))
+
+
+def on_orbit(
+    views: Views, elevation_deg: float | None = None, fov_deg: float | None = None, orbit: Orbit | None = None
+) -> Views:
+    """Pictures without cameras, on an orbit that the user knows. Raises InputError for a path of another length."""
+    orbit = orbit or static_orbit(ASSUMED_ELEVATION_DEG if elevation_deg is None else elevation_deg, len(views))
+    if len(orbit.azimuths_deg) != len(views):
+        raise InputError(
+            f"The path has {len(orbit.azimuths_deg)} views, the folder {len(views)} pictures.", "They must agree."
+        )
+    cameras = orbit.cameras(ASSUMED_RADIUS, fov_deg or FOV_DEG, views.cameras.width)
+    return replace(views, cameras=cameras)
 
 
 def write_views(
@@ -126,18 +138,11 @@ def _find_cameras(folder: Path) -> tuple[Transforms, bool] | None:
     return None if model is None else (read_model(model).transforms(folder), False)
 
 
-def _assumed(pictures: Sequence[Path], orbit: Orbit | None) -> Transforms:
-    from svdcli.multiview.cameras import static_orbit
-
-    orbit = orbit or static_orbit(ASSUMED_ELEVATION_DEG, len(pictures))
-    if len(orbit.azimuths_deg) != len(pictures):
-        raise InputError(
-            f"The path has {len(orbit.azimuths_deg)} views, the folder {len(pictures)} pictures.", "They must agree."
-        )
+def _assumed(pictures: Sequence[Path]) -> Transforms:
     first = read_picture(pictures[0]).pixels
     if first.shape[0] != first.shape[1]:
         raise InputError("Pictures without cameras must be square.", "Crop them, or write a transforms.json.")
-    cameras = orbit.cameras(2.0, side=first.shape[0])
+    cameras = static_orbit(ASSUMED_ELEVATION_DEG, len(pictures)).cameras(ASSUMED_RADIUS, side=first.shape[0])
     return Transforms(cameras, tuple(path.name for path in pictures))
 
 
