@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,17 +25,30 @@ def register(app: typer.Typer) -> None:
 
 
 def points(
-    views: Annotated[Path, typer.Argument(metavar="VIEWS_DIR", help="An orbit, nerfstudio or COLMAP folder, or pictures.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder; else points/ inside VIEWS_DIR.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only measure how well the views agree; name what is wrong.")] = False,
-    mend: Annotated[bool, typer.Option("--mend", help="With --check: write the cameras that fit best.")] = False,
+    views: Annotated[
+        Path, typer.Argument(metavar="VIEWS_DIR", help="An orbit, nerfstudio or COLMAP folder, or pictures.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; else points/ inside VIEWS_DIR.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only measure how well the views agree; name what is wrong.")
+    ] = False,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="With --check: write the cameras that fit best.")
+    ] = False,
     formats: Annotated[
-        str, typer.Option("--format", help="ply, pcd, xyz, glb, mesh, mesh-glb, gaussians, turntable, colmap; by commas.")
+        str,
+        typer.Option(
+            "--format", help="ply, pcd, xyz, glb, mesh, mesh-glb, gaussians, turntable, colmap; by commas."
+        ),
     ] = "ply,turntable",
     elevation: Annotated[
         float | None, typer.Option(help="Of pictures without cameras, in degrees; else it is estimated.")
     ] = None,
-    fov: Annotated[float | None, typer.Option(help="Of pictures without cameras, in degrees; else 33.8.")] = None,
+    fov: Annotated[
+        float | None, typer.Option(help="Of pictures without cameras, in degrees; else 33.8.")
+    ] = None,
     path: Annotated[Path | None, typer.Option(help="The orbit of pictures without cameras, as JSON.")] = None,
     count: Annotated[int, typer.Option("--points", min=100, help="How many points.")] = 100_000,
     bad_masks: Annotated[
@@ -45,7 +59,9 @@ def points(
         typer.Option("--flat-bottom/--no-flat-bottom", help="Cut unseen ends level; else where up is known."),
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="The visual hull alone.")] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Go on although cameras and views contradict.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Go on although cameras and views contradict.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Turn the views of an object into a coloured point cloud, or check them with --check. Needs no model."""
@@ -56,7 +72,7 @@ def points(
     loaded = _load(views, elevation, fov, path)
     target = output or views / FOLDER
     if check:
-        _check(loaded, target, mend, overwrite)
+        _check(views, loaded, target, mend, overwrite)
         return
     wanted = _formats(formats)
     _check_target(target, overwrite)
@@ -91,7 +107,9 @@ def _load(folder: Path, elevation: float | None, fov: float | None, path: Path |
     loaded = load_views(folder)
     given = [f"--{n}" for n, v in (("elevation", elevation), ("fov", fov), ("path", path)) if v is not None]
     if given and not loaded.assumed:
-        raise UsageError(f"{given[0]} is for pictures without cameras, and {folder} has a camera file", "Leave it out.")
+        raise UsageError(
+            f"{given[0]} is for pictures without cameras, and {folder} has a camera file", "Leave it out."
+        )
     if given:
         loaded = on_orbit(loaded, elevation, fov, read_path(path) if path else None)
     for note in loaded.notes:
@@ -102,7 +120,9 @@ def _load(folder: Path, elevation: float | None, fov: float | None, path: Path |
 def _calibrated(views: Views) -> Views:
     """Pictures without cameras, on the orbit that fits them best."""
     found = _calibrate(views)
-    out.say(f"elevation {found.elevation_deg:g}°, field of view {found.fov_deg:g}°: overlap {found.score:.3f}")
+    out.say(
+        f"elevation {found.elevation_deg:g}°, field of view {found.fov_deg:g}°: overlap {found.score:.3f}"
+    )
     if found.reversed:
         out.warn("the pictures go round clockwise; they are taken so")
     return replace(views, cameras=found.cameras)
@@ -118,7 +138,9 @@ def _tolerant(views: Views, how: Reconstruction) -> Reconstruction:
         out.warn(f"the masks of {names} do not fit the others; one bad mask is tolerated")
         return replace(how, bad_masks=1)
     if found.relative < POOR:
-        out.warn(f"views and cameras agree badly: {found.relative:.2f} of a perfect set; try svd points --check")
+        out.warn(
+            f"views and cameras agree badly: {found.relative:.2f} of a perfect set; try svd points --check"
+        )
         return replace(how, bad_masks=1)
     return how
 
@@ -139,7 +161,10 @@ def _formats(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in FORMATS and name != "colmap"]
     if unknown or not names:
-        raise UsageError(f"there is no format {unknown[0] if unknown else text!r}", f"Choose from {', '.join(FORMATS)}, colmap.")
+        raise UsageError(
+            f"there is no format {unknown[0] if unknown else text!r}",
+            f"Choose from {', '.join(FORMATS)}, colmap.",
+        )
     return names
 
 
@@ -177,7 +202,7 @@ def _facts(cloud: Cloud, views: Views, how: Reconstruction) -> dict[str, Any]:
 # ---- the check
 
 
-def _check(views: Views, target: Path, mend: bool, overwrite: bool) -> None:
+def _check(folder: Path, views: Views, target: Path, mend: bool, overwrite: bool) -> None:
     from svdcli.multiview.consistency import check_views
 
     try:
@@ -186,7 +211,11 @@ def _check(views: Views, target: Path, mend: bool, overwrite: bool) -> None:
         out.warn(error.message)
         found = None
     as_given = check_views(views)
-    result = as_given if found is None or found.cameras is views.cameras else check_views(replace(views, cameras=found.cameras))
+    result = (
+        as_given
+        if found is None or found.cameras is views.cameras
+        else check_views(replace(views, cameras=found.cameras))
+    )
     problems = _problems(views, as_given, result, found)
     facts = {
         "ok": not problems, "problems": problems, "score": as_given.score, "relative": as_given.relative,
@@ -201,7 +230,7 @@ def _check(views: Views, target: Path, mend: bool, overwrite: bool) -> None:
     if mend:
         if found is None:
             raise UsageError("these cameras cannot be mended: they are no orbit", "Leave out --mend.")
-        facts["mended"] = _write_mended(views, found, target, overwrite)
+        facts["mended"] = _write_mended(folder, views, found, target, overwrite)
     out.result(facts, _check_lines(views, as_given, result, found, problems))
 
 
@@ -226,9 +255,13 @@ def _problems(views: Views, given: Consistency, best: Consistency, found: Calibr
         if abs(found.fov_deg - fov) >= 1:
             problems.append(f"the field of view is about {found.fov_deg:.1f}°, not {fov:.1f}°")
     for view in best.damaged:
-        problems.append(f"{views.names[view]} does not fit the other views (overlap {best.overlaps[view]:.3f})")
+        problems.append(
+            f"{views.names[view]} does not fit the other views (overlap {best.overlaps[view]:.3f})"
+        )
     if best.relative < POOR:
-        problems.append(f"even with the best cameras the views agree badly: {best.relative:.2f} of a perfect set")
+        problems.append(
+            f"even with the best cameras the views agree badly: {best.relative:.2f} of a perfect set"
+        )
     return problems
 
 
@@ -240,15 +273,23 @@ def _check_lines(
     rows += [["radius", f"{given.radius:.2f} times the object's largest side"]]
     if found is not None:
         way = "reversed" if found.reversed else "as the cameras say"
-        rows += [["best elevation", f"{found.elevation_deg:.1f}°"], ["best field of view", f"{found.fov_deg:.1f}°"]]
-        rows += [["direction", way], ["consistency then", f"{best.score:.3f}, {best.relative:.2f} of a perfect set"]]
+        rows += [
+            ["best elevation", f"{found.elevation_deg:.1f}°"],
+            ["best field of view", f"{found.fov_deg:.1f}°"],
+        ]
+        rows += [
+            ["direction", way],
+            ["consistency then", f"{best.score:.3f}, {best.relative:.2f} of a perfect set"],
+        ]
     return [*table(rows), *(f"problem: {problem}" for problem in problems or ["none"])]
 
 
-def _write_mended(views: Views, found: Calibration, target: Path, overwrite: bool) -> Path:
+def _write_mended(folder: Path, views: Views, found: Calibration, target: Path, overwrite: bool) -> Path:
     from svdcli.multiview.transforms import NAME, Transforms, write_transforms
 
     _check_target(target, overwrite)
-    names = tuple(f"../{name}" if target.name == FOLDER else name for name in views.names)
-    write_transforms(target / NAME, Transforms(found.cameras, names, facts={"mended_from_overlap": found.given_score}))
+    names = tuple(os.path.relpath(folder / name, target) for name in views.names)
+    write_transforms(
+        target / NAME, Transforms(found.cameras, names, facts={"mended_from_overlap": found.given_score})
+    )
     return target / NAME

@@ -83,14 +83,21 @@ class Cameras:
     def take(self, views: Sequence[int] | np.ndarray) -> Cameras:
         """Some of the cameras, in the order of `views`."""
         index = np.asarray(views)
-        return replace(
-            self, world_to_camera=self.world_to_camera[index], intrinsics=self.intrinsics[index]
-        )
+        return replace(self, world_to_camera=self.world_to_camera[index], intrinsics=self.intrinsics[index])
 
     def resized(self, width: int, height: int) -> Cameras:
         """The cameras of the same pictures scaled to another size."""
         scale = np.array([[width / self.width], [height / self.height], [1.0]])
         return replace(self, intrinsics=self.intrinsics * scale, width=width, height=height)
+
+    def turned_left(self) -> Cameras:
+        """The cameras of the same pictures turned a quarter counter-clockwise (`np.rot90`)."""
+        turn = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+        pose, K = self.world_to_camera.copy(), np.tile(np.eye(3), (len(self), 1, 1))
+        pose[:, :3] = turn @ pose[:, :3]
+        K[:, 0, 0], K[:, 1, 1] = self.intrinsics[:, 1, 1], self.intrinsics[:, 0, 0]
+        K[:, 0, 2], K[:, 1, 2] = self.intrinsics[:, 1, 2], self.width - self.intrinsics[:, 0, 2]
+        return Cameras(pose, K, self.height, self.width)
 
     def facing(self, view: int) -> Cameras:
         """The same cameras in a world turned about z, so that `view` (the conditioning one) has azimuth 0."""
@@ -181,9 +188,7 @@ def dynamic_orbit(elevation_deg: float, rng: np.random.Generator, num_views: int
     periods, amplitudes = np.arange(1, 6), rng.uniform(0.5, 10, 5) * rng.uniform(0, 1, 5)
     swing = (amplitudes * np.sin(turn[:, None] * periods + rng.uniform(0, 2 * np.pi, 5))).sum(axis=1)
     swing = (np.roll(swing, 1) + 2 * swing + np.roll(swing, -1)) / 4
-    elevations = np.clip(
-        elevation_deg + swing - swing[-1], -MAX_ELEVATION_DEG, MAX_ELEVATION_DEG
-    )
+    elevations = np.clip(elevation_deg + swing - swing[-1], -MAX_ELEVATION_DEG, MAX_ELEVATION_DEG)
     return Orbit(azimuths, elevations)
 
 

@@ -61,7 +61,9 @@ def find_model(folder: Path) -> Path | None:
     """Where below `folder` a sparse model lies, if there is one."""
     for place in PLACES:
         for suffix in (".bin", ".txt"):
-            if (folder / place / f"cameras{suffix}").is_file() and (folder / place / f"images{suffix}").is_file():
+            if (folder / place / f"cameras{suffix}").is_file() and (
+                folder / place / f"images{suffix}"
+            ).is_file():
                 return folder / place
     return None
 
@@ -84,7 +86,9 @@ def read_model(folder: Path) -> Model:
         names = tuple(name for name, *_ in shots)
         return Model(names, poses, tuple(lenses[key] for *_, key in shots))
     except (OSError, ValueError, KeyError, IndexError, struct.error, UnicodeDecodeError) as error:
-        raise InputError(f"{folder} is not a COLMAP model with registered pictures.", "Run COLMAP again.") from error
+        raise InputError(
+            f"{folder} is not a COLMAP model with registered pictures.", "Run COLMAP again."
+        ) from error
 
 
 def write_model(folder: Path, cameras: Cameras, names: tuple[str, ...], points: np.ndarray | None = None,
@@ -95,12 +99,16 @@ def write_model(folder: Path, cameras: Cameras, names: tuple[str, ...], points: 
         for view, K in enumerate(cameras.intrinsics):
             numbers = " ".join(repr(float(x)) for x in (K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
             rows.append(f"{view + 1} PINHOLE {cameras.width} {cameras.height} {numbers}")
-        (temporary / "cameras.txt").write_text("\n".join(["# id model width height fx fy cx cy", *rows]) + "\n")
+        (temporary / "cameras.txt").write_text(
+            "\n".join(["# id model width height fx fy cx cy", *rows]) + "\n"
+        )
         rows = []
         for view, (pose, name) in enumerate(zip(cameras.world_to_camera, names, strict=True)):
             numbers = " ".join(repr(float(x)) for x in (*quaternion_of(pose[:3, :3]), *pose[:3, 3]))
             rows += [f"{view + 1} {numbers} {view + 1} {name}", ""]
-        (temporary / "images.txt").write_text("\n".join(["# id qw qx qy qz tx ty tz camera name", *rows]) + "\n")
+        (temporary / "images.txt").write_text(
+            "\n".join(["# id qw qx qy qz tx ty tz camera name", *rows]) + "\n"
+        )
         rows = []
         if points is not None:
             shades = np.full(points.shape, 128, np.uint8) if colours is None else colours
@@ -114,7 +122,12 @@ def quaternion_of(rotation: np.ndarray) -> np.ndarray:
     """(w, x, y, z), w ≥ 0, of a rotation (3, 3): the eigenvector of the largest eigenvalue (Bar-Itzhack 2000)."""
     (a, b, c), (d, e, f), (g, h, i) = rotation
     K = np.array(
-        [[a - e - i, 0, 0, 0], [b + d, e - a - i, 0, 0], [c + g, f + h, i - a - e, 0], [h - f, c - g, d - b, a + e + i]]
+        [
+            [a - e - i, 0, 0, 0],
+            [b + d, e - a - i, 0, 0],
+            [c + g, f + h, i - a - e, 0],
+            [h - f, c - g, d - b, a + e + i],
+        ]
     )
     values, vectors = np.linalg.eigh(K / 3)  # reads the lower triangle
     x, y, z, w = vectors[:, values.argmax()]

@@ -113,7 +113,9 @@ def calibrate(views: Views, tried: Callable[[], None] = lambda: None) -> Calibra
         return max(scores, key=lambda guess: scores[guess])
 
     found = best([given, replace(given, reversed=True)])
-    found = best(replace(given, elevation=float(e), reversed=r) for e in ELEVATIONS_DEG for r in (False, True))
+    found = best(
+        replace(given, elevation=float(e), reversed=r) for e in ELEVATIONS_DEG for r in (False, True)
+    )
     found = best(replace(found, elevation=found.elevation + d) for d in (-5.0, 5.0))
     found = best(replace(found, fov=fov) for fov in FIELDS_OF_VIEW_DEG)
     found = best(replace(found, elevation=found.elevation + d) for d in (-2.5, 2.5))
@@ -183,7 +185,9 @@ def _fit(views: Views, orbit: Orbit, guess: _Guess) -> float:
 
 def _orbit(cameras: Cameras) -> Orbit:
     towards = -cameras.centres / cameras.radii[:, None]
-    if (towards * cameras.forward).sum(axis=1).min() < np.cos(np.radians(3)) or cameras.width != cameras.height:
+    if (towards * cameras.forward).sum(axis=1).min() < np.cos(
+        np.radians(3)
+    ) or cameras.width != cameras.height:
         raise InputError(
             "Only an orbit of square views that look at the origin can be calibrated.",
             "The score itself holds for any cameras.",

@@ -102,7 +102,12 @@ def write_gaussians(path: Path, cloud: Cloud) -> None:
     opacity = np.full(len(cloud.points), np.log(_OPACITY / (1 - _OPACITY)))
     names = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity"]
     names += ["scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
-    values = [*cloud.points.T, *np.zeros((3, len(opacity))), *((cloud.colours - 0.5) / SH_DEGREE_0).T, opacity]
+    values = [
+        *cloud.points.T,
+        *np.zeros((3, len(opacity))),
+        *((cloud.colours - 0.5) / SH_DEGREE_0).T,
+        opacity,
+    ]
     values += [*scales.T, *_turn_from_z(cloud.normals).T]
     _write_ply_table(path, np.rec.fromarrays(values, dtype=[(name, "<f4") for name in names]))
 
@@ -157,7 +162,11 @@ def write_glb(
     head = struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(binary))
     with atomic_path(path) as temporary:
         temporary.write_bytes(
-            head + struct.pack("<II", len(text), 0x4E4F534A) + text + struct.pack("<II", len(binary), 0x004E4942) + binary
+            head
+            + struct.pack("<II", len(text), 0x4E4F534A)
+            + text
+            + struct.pack("<II", len(binary), 0x004E4942)
+            + binary
         )
 
 

@@ -26,9 +26,13 @@ def check_gltf(path: Path, max_faces: int) -> list[str]:
         faces = count_faces(tree)
         notes = _missing_pictures(path, tree)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: its description contradicts itself.", "Export it again.") from error
+        raise InputError(
+            f"{path} is damaged: its description contradicts itself.", "Export it again."
+        ) from error
     if faces > max_faces:
-        raise InputError(f"{path} has {faces:,} faces, more than {max_faces:,}.", "Simplify the mesh, or raise the limit.")
+        raise InputError(
+            f"{path} has {faces:,} faces, more than {max_faces:,}.", "Simplify the mesh, or raise the limit."
+        )
     return notes
 
 
@@ -41,7 +45,9 @@ def read_tree(path: Path) -> tuple[dict[str, Any], int]:
             raise InputError(f"{path} is truncated: it ends inside its header.", "Copy or download it again.")
         _, version, length, size, kind = struct.unpack("<4sIIII", data[:20])
         if version != 2 or kind != _JSON:
-            raise InputError(f"{path} is glTF version {version}, which cannot be read.", "Export it as glTF 2.0.")
+            raise InputError(
+                f"{path} is glTF version {version}, which cannot be read.", "Export it as glTF 2.0."
+            )
         if length > len(data):
             raise InputError(
                 f"{path} is truncated: {len(data):,} bytes of {length:,}.", "Copy or download it again."

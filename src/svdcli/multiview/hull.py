@@ -107,7 +107,9 @@ def signed_distance(mask: np.ndarray) -> np.ndarray:
     fine = cv2.resize(
         mask.astype(np.float32), (width * _FINER, height * _FINER), interpolation=cv2.INTER_LINEAR
     )
-    inside = np.pad((fine > 0.5).astype(np.uint8), 1)  # a distance transform needs one pixel of the other kind
+    inside = np.pad(
+        (fine > 0.5).astype(np.uint8), 1
+    )  # a distance transform needs one pixel of the other kind
     within = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     without = cv2.distanceTransform(1 - inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     signed = (np.maximum(within - 0.5, 0) - np.maximum(without - 0.5, 0))[1:-1, 1:-1] / _FINER
@@ -119,7 +121,9 @@ def extract(values: np.ndarray, low: np.ndarray, step: float) -> Surface:
     padded = np.pad(-values.astype(np.float32), 1, constant_values=step)  # closed at the border of the grid
     mesh = open3d().t.geometry.TriangleMesh.create_isosurfaces(padded, [0.0])
     if mesh.is_empty() or len(mesh.triangle.indices) == 0:
-        raise InputError("The silhouettes have nothing in common.", "Run svd points --check: cameras or masks are wrong.")
+        raise InputError(
+            "The silhouettes have nothing in common.", "Run svd points --check: cameras or masks are wrong."
+        )
     index = mesh.vertex.positions.numpy()[:, ::-1].astype(float)  # VTK's axes run backwards
     return Surface(index * step + low - step, mesh.triangle.indices.numpy().astype(np.int64))
 
@@ -141,7 +145,9 @@ def _first_box(alpha: np.ndarray, cameras: Cameras) -> tuple[np.ndarray, float]:
         directions.append(ray / np.linalg.norm(ray))
         weights.append(len(rows))
     across = np.eye(3) - np.einsum("vi,vj->vij", directions, directions)
-    centre = np.linalg.lstsq(across.sum(axis=0), np.einsum("vij,vj->i", across, cameras.centres), rcond=None)[0]
+    centre = np.linalg.lstsq(across.sum(axis=0), np.einsum("vij,vj->i", across, cameras.centres), rcond=None)[
+        0
+    ]
     distances = np.linalg.norm(cameras.centres - centre, axis=1)
     return centre, float(np.median(np.array(reaches) * distances)) * 1.5
 
@@ -159,7 +165,9 @@ def _tight_box(silhouettes: Silhouettes, centre: np.ndarray, half: float) -> tup
         half *= 1.5
     else:
         return field.low, field.high
-    raise InputError("The silhouettes have nothing in common.", "Run svd points --check: cameras or masks are wrong.")
+    raise InputError(
+        "The silhouettes have nothing in common.", "Run svd points --check: cameras or masks are wrong."
+    )
 
 
 def _evaluate(silhouettes: Silhouettes, low: np.ndarray, shape: np.ndarray, step: float) -> Field:

@@ -45,7 +45,9 @@ class Light:
         The middle column lies at azimuth 180° + `turn_deg`, and azimuth falls to the right, as seen from inside.
         """
         rows, columns = _ENVIRONMENT
-        small = cv2.resize(np.maximum(environment, 0).astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(
+            np.maximum(environment, 0).astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA
+        )
         shift = round(turn_deg / 360 * columns)
         return cls(_exposed(_irradiance(np.roll(small[:, ::-1], shift, axis=1))), name)
 

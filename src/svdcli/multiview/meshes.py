@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,10 +83,13 @@ class Mesh:
     @property
     def is_plain(self) -> bool:
         """True where nothing gives the object a colour: no texture, no vertex colours, no material."""
-        return all(
-            part.texture is None and part.colours is None and np.allclose(part.base[:3], part.base[0])
-            for part in self.parts
-        ) and len({tuple(part.base) for part in self.parts}) == 1
+        return (
+            all(
+                part.texture is None and part.colours is None and np.allclose(part.base[:3], part.base[0])
+                for part in self.parts
+            )
+            and len({tuple(part.base) for part in self.parts}) == 1
+        )
 
 
 def load_mesh(path: str | Path, max_faces: int = MAX_FACES) -> Mesh:
@@ -101,9 +104,13 @@ def load_mesh(path: str | Path, max_faces: int = MAX_FACES) -> Mesh:
         scene = _load(file, mesh_file)
         parts = [part for part in map(_part, *_flat(scene)) if len(part.faces)]
         if not parts:
-            raise InputError(f"{file} is empty: it has no faces.", "Point clouds and lines cannot be rendered.")
+            raise InputError(
+                f"{file} is empty: it has no faces.", "Point clouds and lines cannot be rendered."
+            )
         if sum(len(part.faces) for part in parts) > max_faces:
-            raise InputError(f"{file} has more than {max_faces:,} faces.", "Simplify the mesh, or raise the limit.")
+            raise InputError(
+                f"{file} has more than {max_faces:,} faces.", "Simplify the mesh, or raise the limit."
+            )
         return _placed(file, parts, upright=mesh_file.suffix.lower() != ".ply", notes=tuple(notes))
 
 
@@ -149,12 +156,16 @@ def _check(file: Path, max_faces: int) -> list[str]:
             head = stream.read(1 << 14).partition(b"end_header")[0].split()
         for word, kind, count in zip(head, head[1:], head[2:], strict=False):
             if (word, kind) == (b"element", b"face") and count.isdigit() and int(count) > max_faces:
-                raise InputError(f"{file} has {int(count):,} faces, more than {max_faces:,}.", "Simplify the mesh.")
+                raise InputError(
+                    f"{file} has {int(count):,} faces, more than {max_faces:,}.", "Simplify the mesh."
+                )
     if suffix == ".obj":
         with file.open("rb") as stream:
-            count = sum(line.startswith(b"f ") for line in stream)
-        if count > max_faces:
-            raise InputError(f"{file} has {count:,} faces, more than {max_faces:,}.", "Simplify the mesh.")
+            num_faces = sum(line.startswith(b"f ") for line in stream)
+        if num_faces > max_faces:
+            raise InputError(
+                f"{file} has {num_faces:,} faces, more than {max_faces:,}.", "Simplify the mesh."
+            )
         return _missing_obj_files(file)
     return []
 
@@ -162,7 +173,11 @@ def _check(file: Path, max_faces: int) -> list[str]:
 def _missing_obj_files(file: Path) -> list[str]:
     notes = []
     with file.open("rb") as stream:
-        named = [line.split(None, 1)[1].decode(errors="replace").strip() for line in stream if line[:7] == b"mtllib "]
+        named = [
+            line.split(None, 1)[1].decode(errors="replace").strip()
+            for line in stream
+            if line[:7] == b"mtllib "
+        ]
     for library in (file.parent / name for name in named):
         if not library.is_file():
             notes.append(f"The material file {library.name} is missing.")
@@ -249,7 +264,8 @@ def _pixels(image: Any) -> np.ndarray | None:
         return None
     if image.width * image.height > MAX_PIXELS:
         raise InputError(
-            f"A texture has {image.width}x{image.height} pixels.", f"Scale it to at most {MAX_PIXELS // 10**6} million."
+            f"A texture has {image.width}x{image.height} pixels.",
+            f"Scale it to at most {MAX_PIXELS // 10**6} million.",
         )
     try:
         with quiet():
@@ -278,8 +294,6 @@ def _vertex_colours(mesh: Any) -> np.ndarray | None:
 
 def _placed(file: Path, parts: list[Part], upright: bool, notes: tuple[str, ...]) -> Mesh:
     """Turned upright, centred, the largest side 1; only vertices that faces use count."""
-    from dataclasses import replace
-
     turn = UPRIGHT if upright else np.eye(3)
     used = np.concatenate([part.vertices[np.unique(part.faces)] for part in parts]) @ turn.T
     low, high = used.min(axis=0), used.max(axis=0)

@@ -25,9 +25,13 @@ def open3d() -> Any:
     try:
         import open3d
     except ModuleNotFoundError as error:
-        raise MachineError("Objects and point clouds need the package open3d.", f"Install it: {INSTALL}") from error
+        raise MachineError(
+            "Objects and point clouds need the package open3d.", f"Install it: {INSTALL}"
+        ) from error
     except (ImportError, OSError) as error:  # a system library that the wheel links to
-        raise MachineError(f"Open3D cannot be loaded: {error}", f"Install what it links to: {INSTALL}") from error
+        raise MachineError(
+            f"Open3D cannot be loaded: {error}", f"Install what it links to: {INSTALL}"
+        ) from error
     open3d.utility.set_verbosity_level(open3d.utility.VerbosityLevel.Error)
     return open3d
 

@@ -94,7 +94,9 @@ def sample_surface(
     corners = surface.vertices[surface.faces]
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     ends = np.cumsum(areas)
-    places = (np.arange(num_points) + rng.random(num_points)) / num_points * ends[-1]  # one in each equal stretch
+    places = (
+        (np.arange(num_points) + rng.random(num_points)) / num_points * ends[-1]
+    )  # one in each equal stretch
     face = np.minimum(np.searchsorted(ends, places), len(areas) - 1)
     root, other = np.sqrt(rng.random(num_points)), rng.random(num_points)
     weights = np.stack([1 - root, root * (1 - other), root * other], axis=1)[..., None]

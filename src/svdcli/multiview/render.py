@@ -88,8 +88,12 @@ class Renderer:
         """Premultiplied linear RGBA (N, 4), float32, and the first hits."""
         parts = [self._trace_chunk(origin, rays[i : i + _CHUNK]) for i in range(0, len(rays), _CHUNK)]
         if not parts:
-            return np.zeros((0, 4), np.float32), _Hits(np.zeros(0), np.zeros(0, int), np.zeros((0, 3)), np.zeros((0, 3)))
-        joined = [np.concatenate(arrays) for arrays in zip(*(vars(hits).values() for _, hits in parts), strict=True)]
+            return np.zeros((0, 4), np.float32), _Hits(
+                np.zeros(0), np.zeros(0, int), np.zeros((0, 3)), np.zeros((0, 3))
+            )
+        joined = [
+            np.concatenate(arrays) for arrays in zip(*(vars(hits).values() for _, hits in parts), strict=True)
+        ]
         return np.concatenate([light for light, _ in parts]), _Hits(*joined)
 
     def _trace_chunk(self, origin: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, _Hits]:
@@ -113,7 +117,9 @@ class Renderer:
 
     def _cast(self, origins: np.ndarray, rays: np.ndarray) -> _Hits:
         o3d = open3d()
-        found = self._scene.cast_rays(o3d.core.Tensor(np.concatenate([origins, rays], axis=1).astype(np.float32)))
+        found = self._scene.cast_rays(
+            o3d.core.Tensor(np.concatenate([origins, rays], axis=1).astype(np.float32))
+        )
         face = found["primitive_ids"].numpy().astype(np.int64)
         uv = found["primitive_uvs"].numpy()
         weights = np.stack([1 - uv[:, 0] - uv[:, 1], uv[:, 0], uv[:, 1]], axis=1)
@@ -175,7 +181,9 @@ def _texels_per_length(part: Part, width: int, height: int) -> float:
     """√(area in the texture / area on the object), of the whole part."""
     assert part.uv is not None
     corners, uv = part.vertices[part.faces], part.uv[part.faces] * (width, height)
-    on_object = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1).sum()
+    on_object = np.linalg.norm(
+        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
+    ).sum()
     a, b = uv[:, 1] - uv[:, 0], uv[:, 2] - uv[:, 0]
     in_texture = np.abs(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum()
     return float(np.sqrt(in_texture / on_object)) if on_object > 0 else 0.0

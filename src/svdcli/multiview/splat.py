@@ -6,7 +6,9 @@ import numpy as np
 
 from svdcli.multiview.cameras import Cameras, Orbit
 
-_TOLERANCE = 0.02  # how far behind the foremost point a point still adds its colour, in parts of the cloud's size
+_TOLERANCE = (
+    0.02  # how far behind the foremost point a point still adds its colour, in parts of the cloud's size
+)
 
 
 def draw_points(
@@ -30,7 +32,9 @@ def draw_points(
     for dx, dy in offsets:
         x, y = base[:, 0] + dx, base[:, 1] + dy
         distance = np.hypot(x + 0.5 - pixels[:, 0], y + 0.5 - pixels[:, 1])
-        good = np.flatnonzero((distance < radius) & (x >= 0) & (x < width) & (y >= 0) & (y < height) & (depth > 0))
+        good = np.flatnonzero(
+            (distance < radius) & (x >= 0) & (x < width) & (y >= 0) & (y < height) & (depth > 0)
+        )
         place = y[good] * width + x[good]
         np.minimum.at(front, place, depth[good].astype(np.float32))
         covered.append((good, place, distance[good]))

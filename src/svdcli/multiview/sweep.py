@@ -46,9 +46,7 @@ def carve(field: Field, surface: Surface, views: Views) -> np.ndarray:
     size = float((surface.vertices.max(axis=0) - surface.vertices.min(axis=0)).max())
     depths = hull_depths(surface, small.cameras)
     neighbours = nearest_views(small.cameras, surface.vertices.mean(axis=0))
-    votes = [
-        _vote(small, view, neighbours[view], depths[view], size) for view in range(0, len(small), EVERY)
-    ]
+    votes = [_vote(small, view, neighbours[view], depths[view], size) for view in range(0, len(small), EVERY)]
     return _fused(field, small.cameras, votes)
 
 

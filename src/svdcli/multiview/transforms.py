@@ -73,7 +73,11 @@ def read_transforms(path: Path) -> Transforms:
         frames = tree["frames"]
         lenses = [_read_lens(path, {**tree, **frame}, frame["file_path"]) for frame in frames]
         matrices = np.array([frame["transform_matrix"] for frame in frames], float)
-        if matrices.ndim != 3 or matrices.shape[1:] not in {(4, 4), (3, 4)} or not np.isfinite(matrices).all():
+        if (
+            matrices.ndim != 3
+            or matrices.shape[1:] not in {(4, 4), (3, 4)}
+            or not np.isfinite(matrices).all()
+        ):
             raise ValueError("transform_matrix")
         poses = np.tile(np.eye(4), (len(frames), 1, 1))
         poses[:, : matrices.shape[1]] = matrices
@@ -81,7 +85,9 @@ def read_transforms(path: Path) -> Transforms:
         if len(sizes) > 1:
             raise InputError(f"The pictures of {path} have several sizes.", "Scale them to one size first.")
         (width, height) = sizes.pop()
-        cameras = Cameras(np.linalg.inv(poses @ OPENGL), np.stack([lens[1] for lens in lenses]), width, height)
+        cameras = Cameras(
+            np.linalg.inv(poses @ OPENGL), np.stack([lens[1] for lens in lenses]), width, height
+        )
         return Transforms(
             cameras,
             tuple(str(frame["file_path"]) for frame in frames),
@@ -111,12 +117,15 @@ def read_path(path: Path) -> Orbit:
             elevations = np.broadcast_to(np.array(tree["elevations_deg"], float), azimuths.shape).copy()
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} is not a path of an orbit.", 'Write {"azimuths_deg": [...], "elevations_deg": [...]}.'
+                f"{path} is not a path of an orbit.",
+                'Write {"azimuths_deg": [...], "elevations_deg": [...]}.',
             ) from error
     if azimuths.ndim != 1 or len(azimuths) < 2 or not np.isfinite([azimuths, elevations]).all():
         raise InputError(f"{path} is not a path of an orbit.", "It needs two or more finite angles.")
     if np.abs(elevations).max() > 89:
-        raise InputError(f"{path} has an elevation beyond 89°.", "Keep elevations between -89 and 89 degrees.")
+        raise InputError(
+            f"{path} has an elevation beyond 89°.", "Keep elevations between -89 and 89 degrees."
+        )
     return Orbit((azimuths - azimuths[-1]) % 360, elevations)
 
 
@@ -126,11 +135,15 @@ def _lens(cameras: Cameras, view: int) -> dict[str, Any]:
     return {"w": cameras.width, "h": cameras.height} | {key: float(value) for key, value in numbers.items()}
 
 
-def _read_lens(path: Path, frame: Mapping[str, Any], image: str) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+def _read_lens(
+    path: Path, frame: Mapping[str, Any], image: str
+) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
     """(width, height), intrinsics (3, 3) and distortion (5,)."""
     model = frame.get("camera_model", "OPENCV")
     if model not in {"OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE"}:
-        raise InputError(f"{path} has {model} lenses, which are not supported.", "Undistort the pictures first.")
+        raise InputError(
+            f"{path} has {model} lenses, which are not supported.", "Undistort the pictures first."
+        )
     if "w" not in frame:
         from PIL import Image
 
@@ -163,7 +176,9 @@ def _tree(path: Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{error} is missing or wrong" if isinstance(error, KeyError | ValueError) else "it has another shape"
+    return (
+        f"{error} is missing or wrong" if isinstance(error, KeyError | ValueError) else "it has another shape"
+    )
 
 
 def names_of(num_views: int) -> Sequence[str]:

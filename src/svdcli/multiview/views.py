@@ -19,7 +19,14 @@ from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
 from svdcli.io.images import find_pictures, read_picture, write_png
 from svdcli.multiview.cameras import FOV_DEG, Cameras, Orbit, static_orbit
-from svdcli.multiview.transforms import NAME, Transforms, names_of, picture_path, read_transforms, write_transforms
+from svdcli.multiview.transforms import (
+    NAME,
+    Transforms,
+    names_of,
+    picture_path,
+    read_transforms,
+    write_transforms,
+)
 
 MAX_SIDE = 800
 """Pictures are scaled down to this before anything is computed from them."""
@@ -31,7 +38,8 @@ ASSUMED_ELEVATION_DEG, ASSUMED_RADIUS = 10.0, 2.0
 class Views:
     """pixels: float32 (V, H, W, 3) in [0, 1], sRGB, over white. alpha: float32 (V, H, W) in [0, 1].
 
-    upright: whether the world's z axis is known to point up. assumed: whether the cameras are a guess.
+    names: the pictures' paths inside the folder. upright: whether the world's z axis is known to point up.
+    assumed: whether the cameras are a guess.
     notes: what was assumed or done, a sentence each.
     """
 
@@ -72,7 +80,9 @@ def load_views(folder: Path, max_side: int = MAX_SIDE) -> Views:
     found = _find_cameras(folder)
     notes: list[str] = []
     if found is None:
-        pictures = [path for path in find_pictures([folder]) if "mask" not in path.stem and "sheet" not in path.stem]
+        pictures = [
+            path for path in find_pictures([folder]) if "mask" not in path.stem and "sheet" not in path.stem
+        ]
         transforms, upright = _assumed(pictures), True
         notes.append(
             f"There is no camera file: {len(pictures)} pictures in order are taken as an even orbit, counter-clockwise, "
@@ -81,22 +91,26 @@ def load_views(folder: Path, max_side: int = MAX_SIDE) -> Views:
     else:
         transforms, upright = found
     if len(transforms.cameras) < MIN_VIEWS:
-        raise InputError(f"{folder} has {len(transforms.cameras)} views; at least {MIN_VIEWS} are needed.", "Give more.")
+        raise InputError(
+            f"{folder} has {len(transforms.cameras)} views; at least {MIN_VIEWS} are needed.", "Give more."
+        )
     pixels, alpha = _read_all(folder, transforms, max_side, notes)
     height, width = alpha.shape[1:]
-    names = tuple(Path(name).name for name in transforms.images)
     cameras = transforms.cameras.resized(width, height)
-    return Views(pixels, alpha, cameras, names, upright, found is None, tuple(notes))
+    return Views(pixels, alpha, cameras, transforms.images, upright, found is None, tuple(notes))
 
 
 def on_orbit(
     views: Views, elevation_deg: float | None = None, fov_deg: float | None = None, orbit: Orbit | None = None
 ) -> Views:
     """Pictures without cameras, on an orbit that the user knows. Raises InputError for a path of another length."""
-    orbit = orbit or static_orbit(ASSUMED_ELEVATION_DEG if elevation_deg is None else elevation_deg, len(views))
+    orbit = orbit or static_orbit(
+        ASSUMED_ELEVATION_DEG if elevation_deg is None else elevation_deg, len(views)
+    )
     if len(orbit.azimuths_deg) != len(views):
         raise InputError(
-            f"The path has {len(orbit.azimuths_deg)} views, the folder {len(views)} pictures.", "They must agree."
+            f"The path has {len(orbit.azimuths_deg)} views, the folder {len(views)} pictures.",
+            "They must agree.",
         )
     cameras = orbit.cameras(ASSUMED_RADIUS, fov_deg or FOV_DEG, views.cameras.width)
     return replace(views, cameras=cameras)
@@ -175,7 +189,9 @@ def _read_all(
         pixels.append(cv2.resize(colour, size, interpolation=cv2.INTER_AREA).astype(np.float32))
         alphas.append(cv2.resize(alpha, size, interpolation=cv2.INTER_AREA).astype(np.float32))
     if keyed:
-        notes.append(f"{keyed} views have no mask: all that differs from the background colour is the object.")
+        notes.append(
+            f"{keyed} views have no mask: all that differs from the background colour is the object."
+        )
     return np.stack(pixels), np.stack(alphas)
 
 
