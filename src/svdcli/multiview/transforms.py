@@ -16,6 +16,7 @@ import numpy as np
 
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path, require_file
+from svdcli.io.images import read_picture
 from svdcli.multiview.cameras import OPENGL, Cameras, Orbit
 
 NAME = "transforms.json"
@@ -145,10 +146,8 @@ def _read_lens(
             f"{path} has {model} lenses, which are not supported.", "Undistort the pictures first."
         )
     if "w" not in frame:
-        from PIL import Image
-
-        with Image.open(picture_path(path.parent, image)) as header:
-            frame = {**frame, "w": header.width, "h": header.height}
+        height, width = read_picture(picture_path(path.parent, image)).pixels.shape[:2]
+        frame = {**frame, "w": width, "h": height}
     width, height = int(frame["w"]), int(frame["h"])
     if "fl_x" in frame:
         focal = float(frame["fl_x"])
