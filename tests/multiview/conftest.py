@@ -82,7 +82,13 @@ def cube_views(cube: Mesh) -> Views:
 @pytest.fixture(scope="session")
 def wedge_views() -> Views:
     """An object that looks different from every side: three boxes, of different sizes, in a corner's arrangement."""
-    boxes = [((0.9, 0.35, 0.3), (0, 0, -0.2)), ((0.2, 0.8, 0.25), (0.35, 0.2, -0.2)), ((0.2, 0.2, 0.6), (-0.3, 0.05, 0.2))]
-    parts = [trimesh.creation.box(size, trimesh.transformations.translation_matrix(place)) for size, place in boxes]
+    boxes = [
+        ((0.9, 0.35, 0.3), (0, 0, -0.2)),
+        ((0.2, 0.8, 0.25), (0.35, 0.2, -0.2)),
+        ((0.2, 0.2, 0.6), (-0.3, 0.05, 0.2)),
+    ]
+    parts = [
+        trimesh.creation.box(size, trimesh.transformations.translation_matrix(place)) for size, place in boxes
+    ]
     made = trimesh.util.concatenate(parts)
     return views_of(plain_mesh(made.vertices - made.bounds.mean(axis=0), made.faces), elevation=20)

@@ -68,7 +68,9 @@ def test_facing_turns_the_world_and_not_the_pictures() -> None:
     assert turned.azimuths_deg[4] == pytest.approx(0)
     angle = np.radians(cameras.azimuths_deg[4])
     point = np.array([[0.3, 0.1, 0.2]])
-    moved = np.array([[np.cos(angle) * 0.3 + np.sin(angle) * 0.1, -np.sin(angle) * 0.3 + np.cos(angle) * 0.1, 0.2]])
+    moved = np.array(
+        [[np.cos(angle) * 0.3 + np.sin(angle) * 0.1, -np.sin(angle) * 0.3 + np.cos(angle) * 0.1, 0.2]]
+    )
     assert np.allclose(cameras.project(point, 7)[0], turned.project(moved, 7)[0])
 
 
@@ -115,7 +117,15 @@ def test_lenses_of_their_own_stand_in_the_frames_and_camera_angle_x_is_read(tmp_
     assert read.fov_deg == pytest.approx(33.8) and np.allclose(read.world_to_camera[0], np.eye(4))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"frames": [{}]}', '{"frames": [{"file_path": "a", "transform_matrix": [1]}], "w": 9, "h": 9}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"frames": [{}]}',
+        '{"frames": [{"file_path": "a", "transform_matrix": [1]}], "w": 9, "h": 9}',
+    ],
+)
 def test_what_is_no_camera_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "t.json").write_text(text)
     with pytest.raises(InputError, match=r"t\.json"):

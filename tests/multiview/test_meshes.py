@@ -113,7 +113,9 @@ def test_bad_meshes_are_named(tmp_path: Path, cube_file: Path, kind: str, reason
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
-def test_too_many_faces_are_known_before_loading(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_faces_are_known_before_loading(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trimesh.creation.icosphere(2).export(tmp_path / f"s{suffix}")
     monkeypatch.setattr(trimesh, "load_scene", lambda *a, **k: pytest.fail("it was loaded"))
     with pytest.raises(InputError, match="320 faces"):

@@ -110,7 +110,9 @@ def test_views_reprojected_through_their_cameras_agree(cube: Mesh) -> None:
 
 def test_edges_are_finer_with_samples(sphere: Mesh) -> None:
     cameras = static_orbit(0, 3).cameras(2, side=48)
-    coarse, fine, finest = (next(render(sphere, cameras, samples=n)).rgba[..., 3].astype(float) for n in (1, 4, 12))
+    coarse, fine, finest = (
+        next(render(sphere, cameras, samples=n)).rgba[..., 3].astype(float) for n in (1, 4, 12)
+    )
     assert set(np.unique(coarse)) == {0, 255}
     assert np.abs(fine - finest).mean() < np.abs(coarse - finest).mean() / 5
 
@@ -142,6 +144,12 @@ def test_the_texture_is_upright_and_not_mirrored(tmp_path: Path) -> None:
     (tmp_path / "m.mtl").write_text("newmtl a\nmap_Kd t.png\n")
     corners = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
     (tmp_path / "m.obj").write_text(f"mtllib m.mtl\nusemtl a\n{corners}f 1/1 2/2 3/3\nf 1/1 3/3 4/4\n")
-    view = list(render(load_mesh(tmp_path / "m.obj"), static_orbit(0, 4).cameras(2.5, side=32), Light.uniform(1.0)))[-1]
+    view = list(
+        render(load_mesh(tmp_path / "m.obj"), static_orbit(0, 4).cameras(2.5, side=32), Light.uniform(1.0))
+    )[-1]
     assert view.rgba[10, 10, :3].tolist() == [255, 0, 0]
-    assert view.rgba[10, 22, :3].tolist() == [255, 255, 255] and view.rgba[22, 10, :3].tolist() == [255, 255, 255]
+    assert view.rgba[10, 22, :3].tolist() == [255, 255, 255] and view.rgba[22, 10, :3].tolist() == [
+        255,
+        255,
+        255,
+    ]
