@@ -99,7 +99,6 @@ def test_photographs_overrule_the_hull_where_they_agree() -> None:
     )
     shade = np.repeat((0.2 + 0.7 * cells).reshape(-1, 1), 4, axis=1)
     shade[:, 3] = 1
-    del rng
     up = np.tile([0.0, 0, 1], (len(top), 1))
     sides = Part(
         np.asarray(box.vertices),
@@ -162,7 +161,8 @@ def test_every_format_is_written_and_opens_elsewhere(cloud: Cloud, tmp_path: Pat
 
 def test_views_round_trip_and_masks_and_backgrounds_are_understood(cube_views: Views, tmp_path: Path) -> None:
     rgba = np.concatenate([cube_views.pixels, cube_views.alpha[..., None]], axis=3)
-    write_views(tmp_path / "a", list(rgba), cube_views.cameras) if (tmp_path / "a").mkdir() is None else None
+    (tmp_path / "a").mkdir()
+    write_views(tmp_path / "a", list(rgba), cube_views.cameras)
     read = load_views(tmp_path / "a")
     assert np.abs(read.alpha - cube_views.alpha).max() < 0.003 and read.upright and not read.assumed
     (tmp_path / "b").mkdir()

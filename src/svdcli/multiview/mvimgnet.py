@@ -26,6 +26,7 @@ from svdcli.multiview.transforms import NAME, Transforms, names_of, write_transf
 
 LICENCE = "MVImgNet terms of use"
 RADIUS = 2.0
+_LEAST_TURN = 0.02  # spread of the right sides (about 30° of arc) from which they say where up is
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,8 @@ def read_instance(item: Item, key: str, folder: Path, settings: Sequences) -> di
 
 def upright(cameras: Cameras) -> tuple[Cameras, float]:
     """The cameras in a world with z up, its origin where they look, and their mean distance `RADIUS`; and the arc that
-    they cover in azimuth, in degrees. Up is what is up in the pictures, on average: people hold cameras level."""
-    ups = -cameras.world_to_camera[:, 1, :3]
-    up = ups.sum(axis=0) / np.linalg.norm(ups.sum(axis=0))
+    they cover in azimuth, in degrees."""
+    up = _up(cameras)
     across = np.eye(3) - np.einsum("vi,vj->vij", cameras.forward, cameras.forward)
     middle = np.linalg.lstsq(across.sum(axis=0), np.einsum("vij,vj->i", across, cameras.centres), rcond=None)[
         0
@@ -111,6 +111,17 @@ def upright(cameras: Cameras) -> tuple[Cameras, float]:
     azimuths = np.sort(placed.azimuths_deg)
     gaps = np.diff(np.append(azimuths, azimuths[0] + 360))
     return placed, float(360 - gaps.max())
+
+
+def _up(cameras: Cameras) -> np.ndarray:
+    """People hold cameras level, so up is what is square to the pictures' right sides; where those are all alike, as on a
+    short arc, it is what is up in the pictures, on average."""
+    rights = cameras.world_to_camera[:, 0, :3]
+    shown = -cameras.world_to_camera[:, 1, :3].mean(axis=0)
+    values, vectors = np.linalg.eigh(rights.T @ rights / len(rights))
+    if values[1] < _LEAST_TURN:
+        return shown / np.linalg.norm(shown)
+    return vectors[:, 0] * (1 if vectors[:, 0] @ shown >= 0 else -1)
 
 
 def _registered(instance: Path, needed: int) -> tuple[list[str], Cameras]:
