@@ -24,19 +24,19 @@ ELEVATIONS_DEG = tuple(range(-20, 51, 10))
 FIELDS_OF_VIEW_DEG = (20.0, 26.0, 33.8, 40.0, 49.1, 60.0)
 POOR = 0.9
 """A score beside a perfect set's under which a cloud is not to be trusted."""
-_OUTLIER = 0.03  # how far below the median a damaged view lies, at the least
+_OUTLIER = 0.03  # how much more than the median a damaged view loses, at the least
 _REVERSED = 0.02  # how much better the other direction has to fit before an orbit is refused
 _BETTER = 0.004  # what a change of the cameras has to gain to be believed
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """overlaps: intersection over union of mask and re-projected hull, by view. ceiling: the mean that a perfectly
+    """overlaps: intersection over union of mask and re-projected hull, by view. ceilings: what a perfectly
     consistent set of the same shape reaches, as the grid and the tolerance of one bad mask cost something.
     radius: the cameras' mean distance in units of the object's largest side."""
 
     overlaps: np.ndarray
-    ceiling: float
+    ceilings: np.ndarray
     radius: float
 
     @property
@@ -47,19 +47,19 @@ class Consistency:
     @property
     def relative(self) -> float:
         """The score beside a perfect set's: 1 is as good as can be measured."""
-        return self.score / self.ceiling
+        return self.score / float(self.ceilings.mean())
 
     @property
     def worst(self) -> int:
         """The view that fits least."""
-        return int(self.overlaps.argmin())
+        return int((self.ceilings - self.overlaps).argmax())
 
     @property
     def damaged(self) -> list[int]:
         """Views that fit clearly less than the others."""
-        middle = np.median(self.overlaps)
-        spread = np.median(np.abs(self.overlaps - middle))
-        return [int(view) for view in np.flatnonzero(self.overlaps < middle - max(_OUTLIER, 6 * spread))]
+        lost = self.ceilings - self.overlaps
+        spread = np.median(np.abs(lost - np.median(lost)))
+        return [int(view) for view in np.flatnonzero(lost > np.median(lost) + max(_OUTLIER, 6 * spread))]
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ def check_views(views: Views) -> Consistency:
     shown = silhouettes(surface, small.cameras)
     try:
         again = silhouettes(_hull(shown.astype(np.float32), small.cameras, RESOLUTION), small.cameras)
-        ceiling = float(overlaps(again, shown).mean())
+        ceilings = overlaps(again, shown)
     except InputError:  # nothing is left of a hull whose own outlines are empty in some view
-        ceiling = 1.0
+        ceilings = np.ones(len(shown))
     size = float((surface.vertices.max(axis=0) - surface.vertices.min(axis=0)).max())
     centre = (surface.vertices.max(axis=0) + surface.vertices.min(axis=0)) / 2
     radius = float(np.linalg.norm(small.cameras.centres - centre, axis=1).mean()) / size
-    return Consistency(overlaps(shown, masks), ceiling, radius)
+    return Consistency(overlaps(shown, masks), ceilings, radius)
 
 
 def calibrate(views: Views, tried: Callable[[], None] = lambda: None) -> Calibration:
