@@ -51,14 +51,18 @@ def test_one_window_is_the_plain_clip(residence: Residence, told: Told) -> None:
     assert torch.equal(generate_windows(residence, told, 5), plain)
 
 
-def test_a_long_clip_begins_as_the_short_one_and_is_as_long_as_asked(residence: Residence, told: Told) -> None:
+def test_a_long_clip_begins_as_the_short_one_and_is_as_long_as_asked(
+    residence: Residence, told: Told
+) -> None:
     long = replace(told, sampling=replace(told.sampling, num_frames=10, window=4))
     steps: list[int] = []
     made = generate_windows(residence, long, 5, lambda info: steps.append(info.index))
     short = denoise(residence, told.conditioning, [5], replace(told.sampling, num_frames=4))[0]
     assert made.shape == (10, *short.shape[1:]) and torch.isfinite(made).all()
     assert len(steps) == 2 * len(long.sampling.starts()) == 6
-    first_own = long.sampling.starts()[1] + 1  # of the shared frame the first half, all of it, is the one before's
+    first_own = (
+        long.sampling.starts()[1] + 1
+    )  # of the shared frame the first half, all of it, is the one before's
     assert torch.allclose(made[:first_own], short[:first_own], atol=1e-5)
     assert torch.equal(made, generate_windows(residence, long, 5))
     assert not torch.equal(made, generate_windows(residence, long, 6))

@@ -31,7 +31,15 @@ from svdcli import __version__
 from svdcli.cli.console import out
 from svdcli.errors import MachineError, SvdError
 
-COMMANDS = ("sample", "points", "train", "finetune", "recipes", "models", "doctor")  # in the order of `svd --help`
+COMMANDS = (
+    "sample",
+    "points",
+    "train",
+    "finetune",
+    "recipes",
+    "models",
+    "doctor",
+)  # in the order of `svd --help`
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 READER_LEFT = 141  # 128 + SIGPIPE
