@@ -37,6 +37,7 @@ COMMANDS = (
     "curate",
     "train",
     "finetune",
+    "points",
     "eval",
     "recipes",
     "models",

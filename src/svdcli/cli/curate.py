@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from svdcli.cli import objects
 from svdcli.cli.console import Progress, human_size, out
 from svdcli.cli.curate_tables import account_lines, overlap_lines, plan_lines, shell_word, waterfall_lines
 from svdcli.errors import UsageError
@@ -54,6 +55,7 @@ def register(app: typer.Typer) -> None:
     )
     for command in (run, split, annotate, filter_, pack, report, explain, study, remove):
         group.command(name=command.__name__.removesuffix("_"))(command)
+    objects.register(group)
     app.add_typer(group, name="curate")
 
 

@@ -62,7 +62,10 @@ NEEDED = (
 # Looked up, not imported: they are slow to load, and open3d can abort where a system library is absent.
 OPTIONAL = (
     Part("peft", "peft", "camera LoRAs"),
-    Part("open3d", "open3d-cpu libusb-package", "rendering objects and point clouds"),
+    Part("open3d", "open3d-cpu", "rendering objects and point clouds"),
+    Part("libusb_package", "libusb-package", "open3d, which links to libusb"),
+    Part("trimesh", "trimesh", "reading meshes"),
+    Part("scipy", "scipy", "colouring point clouds"),
     Part("accelerate", "accelerate", "the tests, beside diffusers"),
     Part("diffusers", "diffusers", "the tests: the reference to agree with"),
 )
