@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "curate" / "split"))
 import edits  # noqa: E402
 
-from svdcli.curate.cuts import TINY, CutFinder  # noqa: E402
-from svdcli.curate.opening import frames, opened  # noqa: E402
+from svdcli.curate.split.cuts import TINY, CutFinder  # noqa: E402
+from svdcli.curate.split.opening import frames, opened  # noqa: E402
 from svdcli.recipe.curation import Split  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -115,7 +115,7 @@ def tiny_frames(file: Path) -> tuple[list[int], list[np.ndarray], Fraction]:
 def ours(file: Path, judged: bool = False) -> list[tuple[int, int]]:
     judge = None
     if judged:
-        from svdcli.curate.transnet import probabilities as judge
+        from svdcli.curate.split.transnet import probabilities as judge
     stamps, tiny, base = tiny_frames(file)
     finder = CutFinder(Split().levels, base, 0, judge)
     for stamp, frame in zip(stamps, tiny, strict=True):

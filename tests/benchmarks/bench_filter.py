@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def measure(folder: Path, memory: str) -> None:
-    from svdcli.curate.select import select
+    from svdcli.curate.select.select import select
     from svdcli.recipe.curation import load_curation
 
     settings = load_curation(None, ["filter.duplicates=keep"]).filter

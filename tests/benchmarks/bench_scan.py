@@ -27,10 +27,10 @@ import numpy as np  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "curate" / "split"))
 
-from svdcli.curate.opening import frames, opened  # noqa: E402
-from svdcli.curate.probe import probe  # noqa: E402
-from svdcli.curate.samples import clip_proxy  # noqa: E402
-from svdcli.curate.scan import scan  # noqa: E402
+from svdcli.curate.split.opening import frames, opened  # noqa: E402
+from svdcli.curate.split.probe import probe  # noqa: E402
+from svdcli.curate.split.samples import clip_proxy  # noqa: E402
+from svdcli.curate.split.scan import scan  # noqa: E402
 from svdcli.recipe.curation import Split  # noqa: E402
 
 

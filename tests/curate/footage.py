@@ -43,9 +43,9 @@ def write_source(path: Path, seed: int, shots: int = 2, frames: int = 12) -> Pat
 
 def curate(source: str, folder: Path, workers: int, *changes: str) -> None:
     """Split, annotate, filter and pack."""
-    from svdcli.curate.pack import pack
-    from svdcli.curate.pipeline import Watch, opened_folder, run_annotate, run_split
-    from svdcli.curate.select import select
+    from svdcli.curate.packing.pack import pack
+    from svdcli.curate.run.pipeline import Watch, opened_folder, run_annotate, run_split
+    from svdcli.curate.select.select import select
     from svdcli.recipe.curation import load_curation
 
     recipe = load_curation(None, [*RECIPE, f"executor.workers={workers}", *changes])

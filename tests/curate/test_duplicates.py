@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from svdcli.curate.select import select
+from svdcli.curate.select.select import select
 from svdcli.errors import InputError
 
 pq = pytest.importorskip("pyarrow.parquet")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from svdcli.curate import inputs
-from svdcli.curate.fetch import SCRATCH, clear_scratch, local_file
-from svdcli.curate.inputs import Input, list_inputs
+from svdcli.curate.run import inputs
+from svdcli.curate.run.fetch import SCRATCH, clear_scratch, local_file
+from svdcli.curate.run.inputs import Input, list_inputs
 from svdcli.errors import InputError, UsageError
 
 MP4 = b"\0\0\0\x18ftypisom" + b"x" * 20

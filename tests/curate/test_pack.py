@@ -10,11 +10,11 @@ from types import ModuleType
 
 import pytest
 
-from svdcli.curate.dataset import remove_clips
-from svdcli.curate.pack import pack
-from svdcli.curate.select import select
-from svdcli.curate.statistics import YEAR, statistics
-from svdcli.curate.takedown import remove_source
+from svdcli.curate.packing.dataset import remove_clips
+from svdcli.curate.packing.pack import pack
+from svdcli.curate.packing.statistics import YEAR, statistics
+from svdcli.curate.packing.takedown import remove_source
+from svdcli.curate.select.select import select
 from svdcli.data.clip import Clip
 from svdcli.data.dataset import count_videos, open_dataset
 from svdcli.data.shards import ShardWriter, open_place, read_bytes, read_index

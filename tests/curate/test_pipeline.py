@@ -17,17 +17,17 @@ sys.path.insert(0, str(HERE))
 from footage import RECIPE, curate, kill_at_random, results, write_source  # noqa: E402
 
 from svdcli.curate import tables  # noqa: E402
-from svdcli.curate.accounts import accounts  # noqa: E402
 from svdcli.curate.journal import SPLIT, Entry, Journal, Ledger  # noqa: E402
-from svdcli.curate.pipeline import (  # noqa: E402
+from svdcli.curate.rows import CutClip, Source, clip_id  # noqa: E402
+from svdcli.curate.run.accounts import accounts  # noqa: E402
+from svdcli.curate.run.pipeline import (  # noqa: E402
     Watch,
     batches_to_measure,
     opened_folder,
     run_annotate,
     run_split,
 )
-from svdcli.curate.rebuild import make_scores_table, make_split_tables  # noqa: E402
-from svdcli.curate.rows import CutClip, Source, clip_id  # noqa: E402
+from svdcli.curate.run.rebuild import make_scores_table, make_split_tables  # noqa: E402
 from svdcli.errors import MachineError, RecipeError  # noqa: E402
 from svdcli.recipe.curation import load_curation  # noqa: E402
 

@@ -14,8 +14,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from footage import curate, results, write_source  # noqa: E402
 
-from svdcli.curate.accounts import accounts  # noqa: E402
-from svdcli.curate.ray_engine import preflight  # noqa: E402
+from svdcli.curate.run.accounts import accounts  # noqa: E402
+from svdcli.curate.run.ray_engine import preflight  # noqa: E402
 from svdcli.errors import MachineError  # noqa: E402
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from svdcli.curate.charts import NUM_BINS, Mark, Scale, histogram
-from svdcli.curate.explain import explain
 from svdcli.curate.journal import Entry, Journal
-from svdcli.curate.report import write_report
-from svdcli.curate.select import select
+from svdcli.curate.pages.charts import NUM_BINS, Mark, Scale, histogram
+from svdcli.curate.pages.explain import explain
+from svdcli.curate.pages.report import write_report
+from svdcli.curate.select.select import select
 from svdcli.errors import InputError
 
 pytest.importorskip("pyarrow.parquet")

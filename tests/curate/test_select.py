@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from svdcli.curate.journal import Entry, Journal
-from svdcli.curate.lock import LOCK
-from svdcli.curate.select import Selection, select
+from svdcli.curate.select.lock import LOCK
+from svdcli.curate.select.select import Selection, select
 from svdcli.errors import InputError, RecipeError
 
 pq = pytest.importorskip("pyarrow.parquet")

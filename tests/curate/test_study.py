@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from svdcli.curate.study import write_study
+from svdcli.curate.select.study import write_study
 from svdcli.data.dataset import count_videos, open_dataset
 from svdcli.data.shards import read_index
 from svdcli.errors import InputError, UsageError

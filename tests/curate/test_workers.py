@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from svdcli.curate.workers import Limits, Outcome, Pool
+from svdcli.curate.run.workers import Limits, Outcome, Pool
 from svdcli.errors import MachineError
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ def test_what_keeps_children_from_beginning_ends_the_run() -> None:
 def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
-        "from standins import Behave\nfrom svdcli.curate.workers import Limits, Pool\n"
+        "from standins import Behave\nfrom svdcli.curate.run.workers import Limits, Pool\n"
         "if __name__ == '__main__':\n"
         f"    with Pool(Behave({str(tmp_path)!r}), 1, Limits()) as pool:\n"
         "        for outcome in pool.map(['pid', 'hang']):\n            print(outcome.value, flush=True)\n"

@@ -15,7 +15,7 @@ from svdcli.cli.curate_tables import account_lines, overlap_lines, plan_lines, s
 from svdcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from svdcli.curate.select import Selection
+    from svdcli.curate.select.select import Selection
     from svdcli.recipe.curation import Curation
 
 SOURCE = Annotated[
@@ -82,11 +82,11 @@ def run(
     if plan or plan_clips:
         _plan(source, folder, chosen, plan_clips)
         return
-    from svdcli.curate.accounts import accounts
-    from svdcli.curate.pack import pack as pack_clips
-    from svdcli.curate.pipeline import opened_folder, run_annotate, run_split
-    from svdcli.curate.report import write_report
-    from svdcli.curate.select import select
+    from svdcli.curate.packing.pack import pack as pack_clips
+    from svdcli.curate.pages.report import write_report
+    from svdcli.curate.run.accounts import accounts
+    from svdcli.curate.run.pipeline import opened_folder, run_annotate, run_split
+    from svdcli.curate.select.select import select
 
     with opened_folder(folder, chosen):
         listed = run_split(source, folder, chosen, _watch(), limit)
@@ -118,8 +118,8 @@ def split(
     limit: LIMIT = None,
 ) -> None:
     """Cut sources into clips that hold no cut, and check each."""
-    from svdcli.curate.accounts import accounts
-    from svdcli.curate.pipeline import opened_folder, run_split
+    from svdcli.curate.run.accounts import accounts
+    from svdcli.curate.run.pipeline import opened_folder, run_split
 
     chosen = _recipe(folder, recipe, set_, workers, engine)
     with opened_folder(folder, chosen):
@@ -142,8 +142,8 @@ def annotate(
     engine: ENGINE = None,
 ) -> None:
     """Measure clips: motion, camera, text, quality, CLIP, captions. Only what is not measured yet."""
-    from svdcli.curate.accounts import accounts
-    from svdcli.curate.pipeline import opened_folder, run_annotate
+    from svdcli.curate.run.accounts import accounts
+    from svdcli.curate.run.pipeline import opened_folder, run_annotate
 
     _require_folder(folder)
     chosen = _recipe(folder, recipe, set_, workers, engine)
@@ -172,8 +172,8 @@ def filter_(
     set_: CHANGES = None,
 ) -> None:
     """Choose the clips to keep, by thresholds that are frozen the first time."""
-    from svdcli.curate.pipeline import opened_folder
-    from svdcli.curate.select import select
+    from svdcli.curate.run.pipeline import opened_folder
+    from svdcli.curate.select.select import select
 
     _require_folder(folder)
     chosen = _recipe(folder, recipe, set_)
@@ -202,8 +202,8 @@ def pack(
     """Write the kept clips as shards and an index. What is there already stays as it is."""
     from dataclasses import asdict
 
-    from svdcli.curate.pack import pack as pack_clips
-    from svdcli.curate.pipeline import opened_folder
+    from svdcli.curate.packing.pack import pack as pack_clips
+    from svdcli.curate.run.pipeline import opened_folder
 
     _require_folder(folder)
     chosen = _recipe(folder, recipe, set_)
@@ -218,7 +218,7 @@ def pack(
 
 def report(folder: FOLDER) -> None:
     """Write one page on all of it: funnel, histograms, what filters keep and drop, cuts, failures."""
-    from svdcli.curate.report import write_report
+    from svdcli.curate.pages.report import write_report
 
     _require_folder(folder)
     page = write_report(folder)
@@ -236,7 +236,7 @@ def explain(
     ] = None,
 ) -> None:
     """Draw the frames, flow and boxes behind one clip's scores."""
-    from svdcli.curate.explain import explain as draw
+    from svdcli.curate.pages.explain import explain as draw
 
     name = Path(clip).stem if "/" in clip or clip.endswith(".mp4") else clip
     home = folder or _home_of(Path(clip))
@@ -251,7 +251,7 @@ def study(
     to: Annotated[Path, typer.Argument(metavar="DEST", help="A folder for the subsets and their recipes.")],
 ) -> None:
     """Write subsets less 0, 12.5, 25 and 50 % by each score, with a training recipe each, to be ranked."""
-    from svdcli.curate.study import write_study
+    from svdcli.curate.select.study import write_study
 
     _require_folder(folder)
     made = write_study(folder, to)
@@ -265,7 +265,7 @@ def remove(
     ],
 ) -> None:
     """Take a source out of clips, scores and dataset, and never take it in again. The video itself stays."""
-    from svdcli.curate.takedown import remove_source
+    from svdcli.curate.packing.takedown import remove_source
     from svdcli.io.lock import lock_run
 
     _require_folder(folder)
@@ -301,7 +301,7 @@ def _recipe(
 
 def _watch() -> Any:
     """What tells of a run on the console."""
-    from svdcli.curate.pipeline import Watch
+    from svdcli.curate.run.pipeline import Watch
 
     class Told(Watch):
         @contextmanager
@@ -316,7 +316,7 @@ def _watch() -> Any:
 
 
 def _plan(source: str, folder: Path, chosen: Curation, clips: float | None) -> None:
-    from svdcli.curate.plan import plan
+    from svdcli.curate.run.plan import plan
 
     found = plan(source, chosen, clips=clips)
     out.result(found.to_dict(), plan_lines(found))

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from svdcli.cli.console import human_size, table
 
 if TYPE_CHECKING:
-    from svdcli.curate.accounts import Accounts
-    from svdcli.curate.plan import Plan
-    from svdcli.curate.select import Selection
-    from svdcli.curate.waterfall import Waterfall
+    from svdcli.curate.run.accounts import Accounts
+    from svdcli.curate.run.plan import Plan
+    from svdcli.curate.select.select import Selection
+    from svdcli.curate.select.waterfall import Waterfall
 
 _DAY, _YEAR = 24.0, 8766.0  # hours
 

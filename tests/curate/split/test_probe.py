@@ -12,8 +12,8 @@ import edits
 import numpy as np
 import pytest
 
-from svdcli.curate.opening import frames, opened
-from svdcli.curate.probe import is_variable, probe, square_size
+from svdcli.curate.split.opening import frames, opened
+from svdcli.curate.split.probe import is_variable, probe, square_size
 from svdcli.errors import InputError
 
 SHOT = edits.moving(1, 24)

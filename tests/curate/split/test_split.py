@@ -12,12 +12,12 @@ import edits
 import numpy as np
 import pytest
 
-from svdcli.curate.check import fault, has_edit_list
-from svdcli.curate.clipping import Written, thumb_of, write_exact
-from svdcli.curate.probe import probe
 from svdcli.curate.proxy import Proxy
-from svdcli.curate.smart import annex_b
-from svdcli.curate.split import SplitResult, split_source
+from svdcli.curate.split.check import fault, has_edit_list
+from svdcli.curate.split.clipping import Written, thumb_of, write_exact
+from svdcli.curate.split.probe import probe
+from svdcli.curate.split.smart import annex_b
+from svdcli.curate.split.split import SplitResult, split_source
 from svdcli.errors import InputError
 from svdcli.recipe.curation import Split
 
@@ -307,7 +307,7 @@ def test_an_edit_list_is_a_fault(tmp_path: Path, clip: tuple[Path, Written]) -> 
 
 
 def test_a_clip_that_fails_its_check_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from svdcli.curate import split
+    from svdcli.curate.split import split
 
     edited(tmp_path / "a.mp4")
     seen: list[bool] = []

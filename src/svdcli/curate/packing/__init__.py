@@ -1,0 +1,1 @@
+"""The kept clips as shards and an index; what is taken out again; what is in them."""
