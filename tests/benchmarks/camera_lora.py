@@ -1,7 +1,7 @@
 """A camera LoRA of the embedded bundle, end to end: panning clips made of stills, training, and whether samples pan.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/camera_lora.py make VIDEOS WORK
-    svd train nano/camera-lora --set data.source=WORK/clips --set run.folder=WORK/run --minutes 25
+    svd train nano/finetune/camera-lora --set data.source=WORK/clips --set run.folder=WORK/run --minutes 25
     OMP_NUM_THREADS=1 python tests/benchmarks/camera_lora.py measure VIDEOS WORK
 
 VIDEOS is a folder of any videos. Clips are made of frames of some of them; the samples are made of frames of the others.

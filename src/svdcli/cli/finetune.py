@@ -17,7 +17,8 @@ from svdcli.errors import RecipeError, UsageError
 if TYPE_CHECKING:
     from svdcli.recipe.recipe import Recipe
 
-Kind = StrEnum("Kind", ["i2v", "t2v", "interp"])
+Kind = StrEnum("Kind", {"i2v": "i2v", "t2v": "t2v", "interp": "interp", "camera_lora": "camera-lora"})
+HELP_KIND = "What is learned: motion from a picture, from words, between two frames, or one camera move."
 HELP_SOURCE = "A folder of videos or of shards, a URL of shards, a TOML recipe, or the folder of a run."
 HELP_FROM = "The bundle to go on from: a name, folder, file or hub id; else the best one here."
 HELP_SET = "Change a key of the recipe: --set optim.lr=1e-5"
@@ -29,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def finetune(
-    kind: Annotated[Kind, typer.Argument(help="What is learned: motion from a picture, from words, or between two frames.")],
+    kind: Annotated[Kind, typer.Argument(help=HELP_KIND)],
     source: Annotated[str, typer.Argument(metavar="DATA_OR_RECIPE", help=HELP_SOURCE)],
     bundle: Annotated[str | None, typer.Option("--from", metavar="REF", help=HELP_FROM)] = None,
     run: Annotated[Path | None, typer.Option(metavar="FOLDER", help=HELP_RUN)] = None,
@@ -75,12 +76,11 @@ def by_recipe(kind: Kind, path: Path, changes: list[str]) -> Recipe:
     from svdcli.recipe.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
-    if recipe.task.kind != kind.value:
+    own = recipe.task.kind if recipe.adapter is None else "camera-lora"
+    if own != kind.value:
         raise RecipeError(
-            f"{path} is a recipe of kind {recipe.task.kind}, not {kind.value}.",
-            f"svd finetune {recipe.task.kind} {path}"
-            if recipe.task.kind in set(Kind)
-            else f"svd train {path}",
+            f"{path} is a recipe of kind {own}, not {kind.value}.",
+            f"svd finetune {own} {path}" if own in set(Kind) else f"svd train {path}",
         )
     if recipe.task.start is None:
         raise UsageError(

@@ -44,7 +44,12 @@ def open_dataset(data: Data, cache: Path) -> tuple[Footage, Footage]:
 
 def has_shards(data: Data) -> bool:
     """Whether the source is a folder or URL of shards."""
-    return "://" in data.location or bool(index_files(data.location))
+    return holds_shards(data.location)
+
+
+def holds_shards(location: str) -> bool:
+    """Whether a folder or URL is one of shards."""
+    return "://" in location or bool(index_files(location))
 
 
 def count_videos(data: Data) -> tuple[int, int]:

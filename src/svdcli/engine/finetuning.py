@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from svdcli.data.dataset import VIDEO_SUFFIXES, find_videos, has_shards
+from svdcli.data.dataset import VIDEO_SUFFIXES, find_videos, has_shards, holds_shards
 from svdcli.data.footage import is_held_out
 from svdcli.engine.preflight import STARTS
 from svdcli.errors import InputError
@@ -22,7 +22,7 @@ from svdcli.recipe.reading import override_key, read_tree
 from svdcli.recipe.recipe import Data, Recipe, parse_recipe
 from svdcli.shipped import shipped_path
 
-KINDS = ("i2v", "t2v", "interp")
+KINDS = ("i2v", "t2v", "interp", "camera-lora")
 """What can be finetuned, each by `recipes/finetune/KIND.toml` and, for small networks, `recipes/nano/finetune/KIND.toml`."""
 SMALL_WIDTH = 160
 """Channels of the finest level, half of SVD's, below which a network is trained as nano is."""
@@ -54,6 +54,8 @@ def recipe_for(
     if files.task == task["kind"]:
         task |= {name: getattr(settings, name) for name in SUGGESTIONS}
     data |= {"source": source, "width": settings.width, "height": settings.height}
+    if "camera" in data and not holds_shards(source):
+        del data["camera"]  # a folder has no index that would tell: all of it shows the move
     tree["run"]["folder"] = str(run or default_folder(kind, source))
     for change in changes:
         override_key(tree, change)
