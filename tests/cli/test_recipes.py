@@ -38,7 +38,7 @@ def test_every_shipped_recipe_passes_check(run: Run, name: str) -> None:
     assert code == 0, stderr
     assert stdout.startswith(f"{name} is a recipe: ")
     assert f"recipe: {name}, as it ships with svd" in stderr
-    run_it = "svd curate run SRC OUT --recipe" if name == "curate" else "svd train"
+    run_it = "svd curate run SRC OUT --recipe" if name.endswith("curate") else "svd train"
     assert stderr.splitlines()[-1] == f"next: {run_it} {name}"
 
 
@@ -46,7 +46,9 @@ def test_every_shipped_recipe_passes_check(run: Run, name: str) -> None:
 def test_every_shipped_recipe_says_what_it_does_and_how_to_run_it(run: Run, name: str) -> None:
     first, *others = shipped_recipes()[name].read_text(encoding="utf-8").splitlines()
     assert first.startswith("# ")
-    assert any(line.startswith(("#   svd train ", "#   svd curate run ")) for line in others[:6])
+    assert any(
+        line.startswith(("#   svd train ", "#   svd finetune ", "#   svd curate run ")) for line in others[:6]
+    )
     line = next(line for line in run("list")[1].splitlines() if line.split()[0] == name)
     assert first.lstrip("# ").rstrip(" :.") in line
 
@@ -77,7 +79,7 @@ def test_a_path_wins_over_a_name_and_a_run_folder_stands_for_its_recipe(run: Run
 
 
 def test_unknown_names_bring_the_nearest(run: Run) -> None:
-    for given, near in (("nano/vea", "nano/vae"), ("i2v", "nano/i2v")):
+    for given, near in (("nano/vea", "nano/vae"), ("i2v", "finetune/i2v or nano/finetune/i2v or nano/i2v")):
         code, stdout, stderr = run("show", given)
         assert (code, stdout) == (3, "") and f"Did you mean {near}?" in stderr
     with pytest.raises(RecipeError, match="neither a file nor a shipped name"):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from svdcli.cli.console import out
 from svdcli.cli.recipes import find_recipe
 from svdcli.cli.train import Wish, act, changed, write_page
 from svdcli.errors import RecipeError, UsageError
@@ -51,14 +50,13 @@ def finetune(
         if bundle is not None:
             changes += [f"task.start={bundle}"]
         recipe = by_recipe(kind, found.path, changes + ([f"run.folder={run}"] if run else []))
+        told = f"recipe: {found}"
     else:
         from svdcli.engine.finetuning import recipe_for
 
         recipe = recipe_for(kind.value, source, bundle, run, changes)
-        out.say(
-            f"{recipe.data.location} upon {recipe.task.start}, by the shipped defaults; into {recipe.run.folder}"
-        )
-    act(recipe, command, Wish(show_batch, show_step, plan, report))
+        told = f"{recipe.data.location} upon {recipe.task.start}, by the shipped defaults"
+    act(recipe, command, Wish(show_batch, show_step, plan, report), told)
 
 
 def is_recipe(source: str) -> bool:

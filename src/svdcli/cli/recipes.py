@@ -173,10 +173,12 @@ def find_recipe(given: str) -> Found:
     name = path.as_posix().removesuffix(".toml").removeprefix("recipes/")
     if name in known:
         return Found(known[name], name)
-    near = difflib.get_close_matches(name, known, n=1) or [key for key in known if Path(key).name == name]
+    near = [key for key in known if Path(key).name == name] or difflib.get_close_matches(name, known, n=1)
     where = f"a relative path starts at {Path.cwd()}"
     hint = (
-        f"Did you mean {near[0]}?" if near else f"`svd recipes list` shows those that ship with svd; {where}."
+        f"Did you mean {' or '.join(near)}?"
+        if near
+        else f"`svd recipes list` shows those that ship with svd; {where}."
     )
     raise RecipeError(f"There is no recipe {given}, neither a file nor a shipped name.", hint)
 

@@ -58,8 +58,7 @@ def train(
     if report and found.run:
         return write_page(found.run, command)
     chosen = load_recipe(found.path, changed(set_, minutes))
-    out.say(f"recipe: {found}")
-    act(chosen, command, Wish(show_batch, show_step, plan, report))
+    act(chosen, command, Wish(show_batch, show_step, plan, report), f"recipe: {found}")
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,11 @@ def changed(set_: list[str] | None, minutes: float | None) -> list[str]:
     return [*(set_ or []), *([] if minutes is None else [f"run.minutes={minutes}"])]
 
 
-def act(recipe: Recipe, command: str, wish: Wish) -> None:
-    """Train by a recipe, or do what is wished with it; `command` is what the user typed, to be typed again."""
+def act(recipe: Recipe, command: str, wish: Wish, told: str) -> None:
+    """Train by a recipe, or do what is wished with it.
+
+    `command` is what the user typed, to be typed again; `told` says, once all is checked, by what it trains.
+    """
     if wish.report:
         write_page(recipe.run.folder, command)
     elif wish.show_batch is not None:
@@ -86,14 +88,15 @@ def act(recipe: Recipe, command: str, wish: Wish) -> None:
     elif wish.plan:
         _plan(recipe, command)
     else:
-        _train(recipe, command)
+        _train(recipe, command, told)
 
 
-def _train(recipe: Recipe, command: str) -> None:
+def _train(recipe: Recipe, command: str, told: str) -> None:
     from svdcli.engine.preflight import check
     from svdcli.engine.state import CHECKPOINT
 
     start = check(recipe)
+    out.say(told)
     _introduce(start)
     step, figures = _run(start)
 
