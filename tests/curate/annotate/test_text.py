@@ -90,3 +90,17 @@ def test_without_rapidocr_nothing_is_computed(make_view: Any, monkeypatch: pytes
     with pytest.raises(MachineError, match="rapidocr, which is not installed") as caught:
         TextAnnotator(256, 0.5).annotate([view])
     assert "pip install" in caught.value.hint
+
+
+def test_a_large_box_counts_only_where_it_can_be_read(annotator: TextAnnotator, shared: Path) -> None:
+    """The detector takes a dog, a man with a book and a cup for letters; a headline as high as those is text."""
+    av = pytest.importorskip("av")
+    for name in ("vidtome__dog.mp4", "intel_asl__book.mkv", "opencv__cup.mp4"):
+        with av.open(str(shared / "videos" / name)) as container:
+            frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+        assert not len(annotator.boxes(cv2.resize(frame, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA))), (
+            name
+        )
+    image = Image.new("RGB", (WIDTH, HEIGHT), (40, 60, 90))
+    ImageDraw.Draw(image).text((60, 100), "SALE 50", font=ImageFont.load_default(190), fill=(255, 255, 240))
+    assert union_area(annotator.boxes(np.asarray(image)), (HEIGHT, WIDTH)) > 0.15

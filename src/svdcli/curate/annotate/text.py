@@ -22,9 +22,14 @@ from svdcli.curate.annotate import View
 from svdcli.curate.annotate.models import stamp
 from svdcli.errors import MachineError
 
-WEIGHTS = "PP-OCRv6_det_small.onnx"
+DETECTOR, READER = "PP-OCRv6_det_small.onnx", "PP-OCRv6_rec_small.onnx"
 GROWTH = 1.1
 """how far boxes grow from the core of the text that the network marks: its area by its length, times this"""
+BULKY = 0.25
+"""of the picture's shortest side: a box that is higher must be read to count, for the detector takes a dog or a cup that
+fills the picture for a letter"""
+READ_CHARACTERS, READ_CONFIDENCE = 2, 0.5
+"""what makes a bulky box text: so many characters, read with that confidence"""
 
 
 class TextAnnotator:
@@ -40,7 +45,7 @@ class TextAnnotator:
 
     def __init__(self, side: int, confidence: float) -> None:
         self.side, self.confidence = side, confidence
-        self.version = stamp(1, side, confidence)
+        self.version = stamp(2, side, confidence)
 
     def annotate(self, views: Sequence[View]) -> list[dict[str, Any]]:
         """Raises MachineError where rapidocr or its weights are absent."""
@@ -71,14 +76,29 @@ class TextAnnotator:
         size = (round(width * scale), round(height * scale))
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         small = cv2.resize(np.ascontiguousarray(picture[..., ::-1]), size, interpolation=how)
-        found = self._detector(small)
+        found = self._ocr(small, use_det=True, use_cls=False, use_rec=False)
         if not len(found):
             return np.zeros((0, 4, 2))
         sure = np.asarray(found.scores) >= self.confidence
-        return np.asarray(np.asarray(found.boxes, float)[sure] * (np.array([width, height]) / size))
+        boxes = np.asarray(found.boxes, float)[sure] * (np.array([width, height]) / size)
+        limit = BULKY * min(height, width)
+        text = [min(_sides(box)) <= limit or self._reads(picture, box) for box in boxes]
+        return np.asarray(boxes[np.array(text, bool)])
+
+    def _reads(self, picture: npt.NDArray[np.uint8], box: npt.NDArray[np.float64]) -> bool:
+        """Whether letters can be read in a box."""
+        width, height = (max(4, round(side)) for side in _sides(box))
+        corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+        turn = cv2.getPerspectiveTransform(box.astype(np.float32), corners)
+        cut = cv2.warpPerspective(
+            np.ascontiguousarray(picture[..., ::-1]), turn, (width, height), borderMode=cv2.BORDER_REPLICATE
+        )
+        found = self._ocr(np.ascontiguousarray(cut), use_det=False, use_cls=False, use_rec=True)
+        words = zip(found.txts or (), found.scores or (), strict=True)
+        return any(len(t.strip()) >= READ_CHARACTERS and s >= READ_CONFIDENCE for t, s in words)
 
     @cached_property
-    def _detector(self) -> Any:
+    def _ocr(self) -> Any:
         try:
             import rapidocr
         except ImportError as error:
@@ -86,16 +106,18 @@ class TextAnnotator:
                 "Text is looked for with rapidocr, which is not installed.",
                 "Install it: pip install 'svdcli[curate]'.",
             ) from error
-        weights = Path(rapidocr.__file__).parent / "models" / WEIGHTS
-        if not weights.is_file():  # else it would fetch them
-            raise MachineError(
-                f"This rapidocr does not carry the weights {WEIGHTS}.",
-                "Install one that does: pip install 'rapidocr>=3.9'.",
-            )
+        folder = Path(rapidocr.__file__).parent / "models"
+        for name in (DETECTOR, READER):
+            if not (folder / name).is_file():  # else it would fetch them
+                raise MachineError(
+                    f"This rapidocr does not carry the weights {name}.",
+                    "Install one that does: pip install 'rapidocr>=3.9'.",
+                )
         threads = "EngineConfig.onnxruntime.{}_op_num_threads"
         params = {
             "Global.log_level": "error",
-            "Det.model_path": str(weights),
+            "Det.model_path": str(folder / DETECTOR),
+            "Rec.model_path": str(folder / READER),
             "Det.limit_side_len": self.side,
             "Det.unclip_ratio": GROWTH,
             "Det.use_dilation": False,
@@ -103,8 +125,13 @@ class TextAnnotator:
             threads.format("inter"): 1,
         }
         logging.getLogger("RapidOCR").setLevel(logging.ERROR)
-        ocr = rapidocr.RapidOCR(params=params)
-        return lambda picture: ocr(picture, use_det=True, use_cls=False, use_rec=False)
+        return rapidocr.RapidOCR(params=params)
+
+
+def _sides(box: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Width and height of a quadrilateral (4, 2) from its top left corner on, pixels."""
+    top, right, bottom, left = (float(np.linalg.norm(box[i] - box[(i + 1) % 4])) for i in range(4))
+    return max(top, bottom), max(right, left)
 
 
 def union_area(boxes: npt.NDArray[np.float64], size: tuple[int, ...]) -> float:
