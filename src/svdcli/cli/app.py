@@ -44,6 +44,7 @@ COMMANDS = (
     "doctor",
 )  # in the order of `svd --help`
 
+COMPLETION = "_SVD_COMPLETE"  # what a shell sets when it asks for completions
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 READER_LEFT = 141  # 128 + SIGPIPE
 # Typer carries its own Click and does not export the base of its usage errors; it is never imported by name.
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams = sys.stdout, sys.stderr
     out.reset()
     try:
-        code = build_command().main(args=arguments, prog_name="svd", standalone_mode=False)
+        code = build_command(arguments).main(args=arguments, prog_name="svd", standalone_mode=False)
         out.flush()
         if code == INTERRUPTED:  # Typer has turned Ctrl-C into an exit
             raise KeyboardInterrupt
@@ -70,8 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.reset()
 
 
-def build_command() -> Any:
-    """The whole command tree; the object is Typer's own kind of Click command."""
+def build_command(arguments: Sequence[str] | None = None) -> Any:
+    """The command tree; the object is Typer's own kind of Click command.
+
+    With arguments, only what they ask for knows its options: to make out those of all commands takes longer than most
+    answers.
+    """
     app = typer.Typer(
         name="svd",
         no_args_is_help=True,
@@ -82,9 +87,35 @@ def build_command() -> Any:
     app.callback(epilog="Start with: svd doctor, then svd sample photo.png --frames 25 --fps 6")(_root)
     for name in COMMANDS:
         import_module(f"svdcli.cli.{name}").register(app)
+    if arguments is not None and COMPLETION not in os.environ:
+        _hollow(app, next((word for word in arguments if not word.startswith("-")), ""))
     command = typer.main.get_command(app)
     _add_shared_options(command)
     return command
+
+
+def _hollow(app: typer.Typer, asked: str) -> None:
+    """Leave of every command and group but the one that is asked for its name and its help."""
+    infos = [info for info in app.registered_commands if _name(info) != asked]
+    for group in app.registered_groups:
+        if group.name != asked and group.typer_instance is not None:
+            infos += group.typer_instance.registered_commands
+    for info in infos:
+        info.callback = _namesake(info.callback)
+
+
+def _name(info: Any) -> str:
+    return str(info.name or info.callback.__name__).replace("_", "-")
+
+
+def _namesake(callback: Any) -> Any:
+    """A function of that name and help that takes nothing."""
+
+    def hollow() -> None:
+        raise AssertionError("a command that was not asked for")
+
+    hollow.__name__, hollow.__doc__ = callback.__name__, callback.__doc__
+    return hollow
 
 
 def _print_version(wanted: bool) -> None:
