@@ -209,3 +209,14 @@ def test_datasets_that_cannot_be(folder: Path, make_shards: MakeShards, tmp_path
 def test_a_url_keeps_its_two_slashes() -> None:
     assert data(Path("s3://bucket/set")).location == "s3://bucket/set"
     assert data(Path("clips/set")).location == "clips/set" and data(Path("/a/b")).location == "/a/b"
+
+
+def test_a_share_of_few_videos_is_one_at_least(mp4: bytes, tmp_path: Path) -> None:
+    source = tmp_path / "few"
+    source.mkdir()
+    for name in "ab":
+        (source / f"{name}.mp4").write_bytes(mp4)
+    data = Data(source=source, width=64, height=64, held_out_share=1e-9)
+    assert count_videos(data) == (1, 1)
+    kept, apart = open_dataset(data, tmp_path / "cache")
+    assert len(kept.videos) == len(apart.videos) == 1 and kept.videos[0].name != apart.videos[0].name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from functools import cache as cache_once
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from svdcli.data.clip import Clip
-from svdcli.data.footage import Footage, is_held_out
+from svdcli.data.footage import Footage, dice, is_held_out
 from svdcli.data.frames import FrameSet, file_stamp, load_frames
 from svdcli.data.reader import PICTURE_SUFFIXES, Corrupt, by_reason, mean_fps, numbered_pictures, open_reader
 from svdcli.data.shards import index_files, open_place, read_bytes, read_index
@@ -57,12 +57,17 @@ def count_videos(data: Data) -> tuple[int, int]:
     if has_shards(data):
         kept, held = _shard_split(data, read_index(data.location, _columns(data)))
         return int(kept.sum()), int(held.sum())
-    apart = np.array([_apart(data, path.name, path.name) for path in find_videos(data)])
+    apart = _apart(data, [(path.name, path.name) for path in find_videos(data)])
     return _require_both(int((~apart).sum()), int(apart.sum()))
 
 
-def _apart(data: Data, name: str, source: str) -> bool:
-    return is_held_out(name, source, data.held_out, data.held_out_share)
+def _apart(data: Data, names: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Which of (name, source) are held out (N,): by their names, or a share of the sources; of few sources one at least."""
+    flags = np.array([is_held_out(*pair, data.held_out, data.held_out_share) for pair in names], bool)
+    sources = {source for _, source in names}
+    if data.held_out_share and not flags.any() and len(sources) > 1:
+        flags = np.array([source == min(sources, key=dice) for _, source in names])
+    return flags
 
 
 def _require_both(num_kept: int, num_apart: int) -> tuple[int, int]:
@@ -132,8 +137,9 @@ def _open_frames(data: Data, cache: Path) -> tuple[Footage, Footage]:
     whole = load_frames(paths, *how)
     require_readable(len(paths), whole.skipped, data.max_corrupt_share)
     texts = {path.name: text for path in paths if (text := _caption(path))}
-    kept = tuple(v for v in whole.videos if not _apart(data, v.name, v.name))
-    apart = tuple(v for v in whole.videos if _apart(data, v.name, v.name))
+    flags = _apart(data, [(video.name, video.name) for video in whole.videos])
+    kept = tuple(video for video, flag in zip(whole.videos, flags, strict=True) if not flag)
+    apart = tuple(video for video, flag in zip(whole.videos, flags, strict=True) if flag)
     _require_both(len(kept), len(apart))
     sets: list[FrameSet] = [replace(whole, videos=videos, texts=texts) for videos in (kept, apart)]
     return sets[0], replace(sets[1], skipped={})
@@ -153,8 +159,9 @@ def _open_folder(data: Data, cache: Path) -> tuple[Footage, Footage]:
     def stamp(clip: Clip) -> str:
         return json.dumps(file_stamp(data.source / clip.source, data.source))
 
-    kept = [clip for clip in clips if not _apart(data, clip.key, clip.key)]
-    apart = [clip for clip in clips if _apart(data, clip.key, clip.key)]
+    flags = _apart(data, [(clip.key, clip.key) for clip in clips])
+    kept = [clip for clip, flag in zip(clips, flags, strict=True) if not flag]
+    apart = [clip for clip, flag in zip(clips, flags, strict=True) if flag]
     _require_both(len(kept), len(apart))
     return _streams(data, kept, apart, lambda clip: data.source / clip.source, stamp, cache, skipped)
 
@@ -218,7 +225,8 @@ def _shard_split(data: Data, table: Any) -> tuple[np.ndarray, np.ndarray]:
             "Leave more.",
         )
     left &= _filmed(data, table)
-    apart = np.array([_apart(data, key, source) for key, source in names])
+    apart = np.zeros_like(left)
+    apart[left] = _apart(data, [pair for pair, kept in zip(names, left, strict=True) if kept])
     _require_both(int((left & ~apart).sum()), int((left & apart).sum()))
     return left & ~apart, left & apart
 

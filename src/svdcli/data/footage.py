@@ -127,4 +127,9 @@ def is_held_out(name: str, source: str, patterns: Sequence[str], share: float) -
     """
     if any(fnmatch(name, pattern) or fnmatch(source, pattern) for pattern in patterns):
         return True
-    return int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "little") < share * 2**64
+    return dice(source) < share * 2**64
+
+
+def dice(source: str) -> int:
+    """What a source's name throws, from 0 to 2^64."""
+    return int.from_bytes(hashlib.sha256(source.encode()).digest()[:8], "little")

@@ -6,14 +6,12 @@ how it is sampled, the folder what is held out.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from svdcli.data.dataset import VIDEO_SUFFIXES, find_videos, has_shards, holds_shards
-from svdcli.data.footage import is_held_out
 from svdcli.engine.preflight import STARTS
 from svdcli.errors import InputError
 from svdcli.model.bundle import BundleFiles, open_bundle
@@ -100,18 +98,12 @@ def default_folder(kind: str, source: str) -> Path:
 
 
 def held_out_of(data: Data) -> dict[str, Any]:
-    """What is kept for evaluation: as the recipe says, else a share; of few videos the one whose turn it is."""
+    """What is kept for evaluation: as the recipe says, else a share of the sources."""
     if data.held_out or data.held_out_share:
         return {}
-    if has_shards(data):
-        return {"held_out_share": HELD_OUT_SHARE}
-    names = sorted({path.name for path in find_videos(data)})
-    if len(names) < 2:
+    if not has_shards(data) and len(find_videos(data)) < 2:
         raise InputError(
             f"{data.location} holds one video, and one has to be kept for evaluation.",
             f"Add another; videos end in {', '.join(sorted(VIDEO_SUFFIXES))}.",
         )
-    if any(is_held_out(name, name, (), HELD_OUT_SHARE) for name in names):
-        return {"held_out_share": HELD_OUT_SHARE}
-    first = min(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return {"held_out": [re.sub(r"([*?\[])", r"[\1]", first)]}
+    return {"held_out_share": HELD_OUT_SHARE}

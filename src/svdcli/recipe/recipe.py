@@ -35,7 +35,7 @@ class Data(Section):
     held_out: tuple[str, ...] = ()
     """file name patterns that are kept for evaluation only"""
     held_out_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """share of the source videos that is kept for evaluation besides, chosen by their names"""
+    """share of the source videos that is kept for evaluation besides, chosen by their names; of few one at least"""
     width: Side
     """pixels"""
     height: Side
