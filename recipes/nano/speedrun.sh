@@ -39,5 +39,7 @@ train i2v --set task.vae="$work/vae-temporal" --set task.start="$work/stage3/bun
 
 # 5. What it can do, on a page and in a video.
 svd train "$work/i2v" --report
-svd sample assets/examples/hiker.jpg --bundle "$work/i2v/bundle" --output "$work/hiker.mp4" --overwrite
-svd eval flicker "$work/hiker.mp4"
+mkdir -p "$work/made"
+svd sample assets/examples/*.jpg --bundle "$work/i2v/bundle" --output "$work/made" --overwrite
+svd eval faithful "$work/made"
+svd eval flicker "$work/made"

@@ -65,8 +65,11 @@ def results(folder: Path) -> dict[str, bytes]:
     }
 
 
-def kill_at_random(sources: Path, folder: Path, kills: int, rng: random.Random) -> int:
-    """Begin, kill at an instant once it works, and begin again, so many times; then let it end. -> kills."""
+def kill_at_random(sources: Path, folder: Path, kills: int, rng: random.Random, longest: float = 4.0) -> int:
+    """Begin, kill at an instant within `longest` seconds of work, and begin again, so many times; then let it end.
+
+    -> kills: fewer than asked where it ended before.
+    """
     command = [sys.executable, __file__, str(sources), str(folder), "1"]
     done = 0
     while done < kills:
@@ -74,7 +77,7 @@ def kill_at_random(sources: Path, folder: Path, kills: int, rng: random.Random) 
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while process.poll() is None and _begun(folder) == before:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0.0, 4.0))
+        time.sleep(rng.uniform(0.0, longest))
         process.send_signal(signal.SIGKILL)
         if process.wait() == 0:
             return done

@@ -75,4 +75,4 @@ def test_bytes_of_moments_are_those_held() -> None:
 
 
 def test_gpus_have_names_of_their_own() -> None:
-    assert len({gpu.name for gpu in GPUS}) == len(GPUS) == 7
+    assert len({gpu.name for gpu in GPUS}) == len(GPUS) == 8

@@ -166,7 +166,9 @@ def test_views_round_trip_and_masks_and_backgrounds_are_understood(cube_views: V
     write_views(tmp_path / "b", list(cube_views.pixels), cube_views.cameras)
     keyed = load_views(tmp_path / "b")
     assert "background colour" in keyed.notes[0]
-    assert np.abs((keyed.alpha > 0.5) ^ (cube_views.alpha > 0.5)).mean() < 0.01
+    assert (
+        np.abs((keyed.alpha > 0.5) ^ (cube_views.alpha > 0.5)).mean() < 0.015
+    )  # of the outline's pixels some
     (tmp_path / "b" / "transforms.json").unlink()
     alone = load_views(tmp_path / "b")
     assert alone.assumed and len(alone) == 12

@@ -290,7 +290,7 @@ def _report(kind: str, rows: Rows, file: Path | None, more: dict[str, Any]) -> N
             (
                 name,
                 f"{row['mean']:.4g}",
-                f"{row['low']:.4g} to {row['high']:.4g}",
+                _interval(row),
                 str(row["num"]),
                 row["about"],
             )
@@ -299,6 +299,11 @@ def _report(kind: str, rows: Rows, file: Path | None, more: dict[str, Any]) -> N
         header=("measure", "mean", "95 % interval", "videos", "what it is"),
     )
     answer({"kind": kind, "measures": found, "videos": rows, **more}, file, lines)
+
+
+def _interval(row: dict[str, Any]) -> str:
+    """One video has no interval."""
+    return "-" if row["low"] != row["low"] else f"{row['low']:.4g} to {row['high']:.4g}"
 
 
 def _motion_lines(result: dict[str, Any]) -> list[str]:
