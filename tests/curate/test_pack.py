@@ -52,6 +52,8 @@ def test_train_reads_what_is_packed(tmp_path: Path, corpus: ModuleType, mp4s: li
     clips = corpus.write_whole(tmp_path, mp4s)
     captions = {clip.id: [f"film of {clip.start:g}"] for clip in clips}
     corpus.write_scores(tmp_path, "caption_video", {"caption_video": str}, captions)
+    moves = {clip.id: ["pan_left" if clip.start else "static"] for clip in clips}
+    corpus.write_scores(tmp_path, "camera", {"camera": str}, moves)
     select(tmp_path, corpus.settings(*SETTINGS))
     done = pack(tmp_path, Pack(), tmp_path / "dataset")
     stay = clips[3:11]  # the lowest quarter of motion goes, and the last is full of text
@@ -71,6 +73,8 @@ def test_train_reads_what_is_packed(tmp_path: Path, corpus: ModuleType, mp4s: li
         assert hashlib.sha256(read_bytes(filesystem, root, rows[clip.id])).hexdigest() == clip.digest
     data = Data(source=tmp_path / "dataset", held_out=("film 2*",), width=96, height=64, frame_cache=None)
     assert count_videos(data) == (5, 3)
+    pans = sum(row.camera == "pan_left" for row in rows.values())
+    assert 0 < pans < 8 and sum(count_videos(data.model_copy(update={"camera": "pan_left"}))) == pans
     train, held = open_dataset(data, tmp_path / "cache")
     assert {video.name for video in train.videos} | {video.name for video in held.videos} == set(rows)
     video = next(video for video in train.videos if video.name == one.key)

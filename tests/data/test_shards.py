@@ -26,6 +26,7 @@ CLIP = Clip(
     0.25,
     None,
     5.5,
+    "pan_left",
     (0.25, 0.5, 0.125),
     "a cat",
     "a cat runs ä",

@@ -41,6 +41,8 @@ class Clip:
     """share of the picture that text covers, 0..1"""
     aesthetic: float | None = None
     """aesthetic score, 1..10"""
+    camera: str = ""
+    """what the camera does, as curation's annotator `camera` names it: static, pan_left, zoom_in, …"""
     similarities: tuple[float, ...] = ()
     """cosine similarities with first, middle and last frame, of each caption that there is: image, video, summary"""
     caption_image: str = ""

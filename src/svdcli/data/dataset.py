@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from functools import cache as cache_once
@@ -91,15 +91,7 @@ def find_videos(data: Data) -> list[Path]:
     if not folder.is_dir():
         hint = f"Give a folder of videos as data.source; a relative path starts at {Path.cwd()}."
         raise InputError(f"The dataset {folder} is not a folder.", hint)
-    found, pictured = [], set[Path]()
-    for path in folder.rglob("*"):
-        suffix = path.suffix.lower()
-        if suffix in VIDEO_SUFFIXES and path.is_file():
-            found.append(path)
-        elif suffix in PICTURE_SUFFIXES:
-            pictured.add(path.parent)
-    found += [path for path in pictured if len(numbered_pictures(path)) > 1]
-    found.sort()
+    found = videos_below(folder)
     if data.camera is not None:
         raise InputError(
             f"data.camera = {data.camera!r} needs an index that knows each clip's camera, and {folder} is a folder of videos.",
@@ -125,6 +117,18 @@ def _wanted(data: Data, *names: str) -> bool:
         return any(fnmatch(name, pattern) for name in names for pattern in patterns)
 
     return not match(data.exclude) and (not data.include or match(data.include))
+
+
+def videos_below(folder: Path, suffixes: Collection[str] = VIDEO_SUFFIXES) -> list[Path]:
+    """Files of those suffixes and folders of numbered frames at any depth, in order of their names."""
+    found, pictured = [], set[Path]()
+    for path in folder.rglob("*"):
+        suffix = path.suffix.lower()
+        if suffix in suffixes and path.is_file():
+            found.append(path)
+        elif suffix in PICTURE_SUFFIXES:
+            pictured.add(path.parent)
+    return sorted([*found, *(path for path in pictured if len(numbered_pictures(path)) > 1)])
 
 
 def _open_frames(data: Data, cache: Path) -> tuple[Footage, Footage]:
@@ -235,18 +239,18 @@ def _filmed(data: Data, table: Any) -> np.ndarray:
     """Which rows have the camera class that the recipe wants (N,)."""
     if data.camera is None:
         return np.ones(len(table), dtype=bool)
-    if CAMERA not in table.column_names:
+    classes = table[CAMERA].to_pylist() if CAMERA in table.column_names else []
+    known = {str(value) for value in classes if value}
+    if not known:
         raise InputError(
-            f"The index in {data.location} has no column {CAMERA}, so data.camera = {data.camera!r} chooses nothing.",
+            f"The index in {data.location} knows no clip's camera, so data.camera = {data.camera!r} chooses nothing.",
             "Curate with the camera annotator, or list the clips by name in data.include.",
         )
-    classes = table[CAMERA].to_pylist()
     found = np.array([value == data.camera for value in classes])
     if not found.any():
-        known = ", ".join(sorted({str(value) for value in classes if value}))
         raise InputError(
             f"No clip in {data.location} has the camera class {data.camera!r}.",
-            f"There are {known or 'none at all'}.",
+            f"There are {', '.join(sorted(known))}.",
         )
     return found
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from svdcli.data.dataset import VIDEO_SUFFIXES
-from svdcli.data.reader import PICTURE_SUFFIXES, Reader, mean_fps, nearest, numbered_pictures, open_reader
+from svdcli.data.dataset import VIDEO_SUFFIXES, videos_below
+from svdcli.data.reader import Reader, mean_fps, nearest, numbered_pictures, open_reader
 from svdcli.errors import InputError
 from svdcli.io.manifest import read_manifest, sidecar_path
 from svdcli.io.video import read_video
@@ -27,22 +27,17 @@ def find_videos(folder: Path) -> list[Path]:
         raise InputError(
             f"{folder} is not a folder of videos.", "Give a folder that holds mp4, gif, webm ..."
         )
-    found, pictured = [], set[Path]()
-    for path in folder.rglob("*"):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        suffix = path.suffix.lower()
-        if suffix in VIDEO_SUFFIXES | _ANIMATED and path.is_file():
-            found.append(path)
-        elif suffix in PICTURE_SUFFIXES:
-            pictured.add(path.parent)
-    found += [path for path in pictured if len(numbered_pictures(path)) > 1]
+    found = [
+        path
+        for path in videos_below(folder, VIDEO_SUFFIXES | _ANIMATED)
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     if not found:
         raise InputError(
             f"There is no video in {folder}.",
             f"Videos end in {', '.join(sorted(VIDEO_SUFFIXES | _ANIMATED))}; frames are folders of numbered png.",
         )
-    return sorted(found)
+    return found
 
 
 def pair_videos(folders: Sequence[Path]) -> tuple[list[str], list[dict[str, Path]], list[str]]:

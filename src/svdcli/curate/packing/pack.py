@@ -23,6 +23,7 @@ SCORES = (
     "motion",
     "text_area",
     "aesthetic",
+    "camera",
     "similarities",
     "caption_image",
     "caption_video",
