@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from svdcli.curate.annotate import View
-from svdcli.curate.annotate.captioner import Wish, captions, writer
+from svdcli.curate.annotate.captioner import Wish, caption_rows, writer
 from svdcli.curate.annotate.models import stamp
 from svdcli.errors import MachineError
 from svdcli.recipe.annotation import Server, Transformer
@@ -39,7 +39,4 @@ class CaptionImageAnnotator:
                 "Name one as annotate.captions.image: a model of transformers, or a server.",
             )
         wishes = [Wish(view.clip.id, self.prompt, (view.proxy.keys[1],)) for view in views]
-        written = captions(self.author, wishes)
-        asked = self.author.asked(self.prompt)
-        record = {"caption_image_model": self.author.identity, "caption_image_prompt": asked}
-        return [{"clip": clip, "caption_image": text} | record for clip, text in written.items()]
+        return caption_rows(self.author, self.name, self.prompt, wishes)

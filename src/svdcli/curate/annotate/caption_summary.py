@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from svdcli.curate.annotate import View
-from svdcli.curate.annotate.captioner import Wish, captions, writer
+from svdcli.curate.annotate.captioner import Wish, caption_rows, writer
 from svdcli.curate.annotate.clip_embedding import computed
 from svdcli.curate.annotate.models import stamp
 from svdcli.errors import MachineError
@@ -49,10 +49,7 @@ class CaptionSummaryAnnotator:
                 "Name one as annotate.captions.summary: a model of transformers, or a server.",
             )
         wishes = [Wish(view.clip.id, self._asked(view)) for view in views]
-        written = captions(self.author, wishes)
-        asked = self.author.asked(self.prompt)
-        record = {"caption_summary_model": self.author.identity, "caption_summary_prompt": asked}
-        return [{"clip": clip, "caption_summary": text} | record for clip, text in written.items()]
+        return caption_rows(self.author, self.name, self.prompt, wishes)
 
     def _asked(self, view: View) -> str:
         """The prompt with the captions in it; what looks like a placeholder within a caption stays as it is."""

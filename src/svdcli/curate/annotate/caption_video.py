@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from svdcli.curate.annotate import View
-from svdcli.curate.annotate.captioner import Wish, captions, writer
+from svdcli.curate.annotate.captioner import Wish, caption_rows, writer
 from svdcli.curate.annotate.models import stamp
 from svdcli.curate.annotate.moments import frames_at
 from svdcli.errors import MachineError
@@ -47,10 +47,7 @@ class CaptionVideoAnnotator:
                 "Name one as annotate.captions.video: a model of transformers that takes several pictures, or a server.",
             )
         wishes = [Wish(view.clip.id, self.prompt, self._pictures(view)) for view in views]
-        written = captions(self.author, wishes)
-        asked = self.author.asked(self.prompt)
-        record = {"caption_video_model": self.author.identity, "caption_video_prompt": asked}
-        return [{"clip": clip, "caption_video": text} | record for clip, text in written.items()]
+        return caption_rows(self.author, self.name, self.prompt, wishes)
 
     def _pictures(self, view: View) -> tuple[Any, ...]:
         """The middles of so many equal parts of the clip."""

@@ -69,11 +69,15 @@ def captions(author: Writer, wishes: Sequence[Wish]) -> Mapping[str, str]:
     return lines
 
 
-class PictureModel:
-    """A model of transformers that describes pictures: with a chat template (LLaVA, Qwen-VL, ...), or a plain captioner
-    (BLIP, BLIP-2, and GIT, whose video models take several pictures). The latter know no instructions: they are given
-    no words unless the recipe has a prompt, with which their captions then begin.
-    """
+def caption_rows(author: Writer, column: str, prompt: str, wishes: Sequence[Wish]) -> list[dict[str, Any]]:
+    """The rows of an annotator of that name: the caption, who wrote it and what was asked. Raises as `captions` does."""
+    written = captions(author, wishes)
+    record = {f"{column}_model": author.identity, f"{column}_prompt": author.asked(prompt)}
+    return [{"clip": clip, column: text} | record for clip, text in written.items()]
+
+
+class _Model:
+    """A model of transformers that is loaded when it is first asked."""
 
     def __init__(self, settings: Transformer, device: str) -> None:
         self.settings = settings
@@ -81,6 +85,17 @@ class PictureModel:
         self.identity = f"transformers {settings.model}"
         self._device = settings.device or device
         self._parts = Once(self._load)
+
+    def _load(self) -> tuple[Any, Any]:
+        """The network, and what makes its inputs."""
+        raise NotImplementedError
+
+
+class PictureModel(_Model):
+    """A model of transformers that describes pictures: with a chat template (LLaVA, Qwen-VL, ...), or a plain captioner
+    (BLIP, BLIP-2, and GIT, whose video models take several pictures). The latter know no instructions: they are given
+    no words unless the recipe has a prompt, with which their captions then begin.
+    """
 
     def _load(self) -> tuple[Any, Any]:
         quiet_transformers()
@@ -143,15 +158,8 @@ class PictureModel:
         return inputs
 
 
-class TextModel:
+class TextModel(_Model):
     """A language model of transformers: decoder only, or encoder and decoder as T5."""
-
-    def __init__(self, settings: Transformer, device: str) -> None:
-        self.settings = settings
-        self.batch = settings.batch
-        self.identity = f"transformers {settings.model}"
-        self._device = settings.device or device
-        self._parts = Once(self._load)
 
     def _load(self) -> tuple[Any, Any]:
         quiet_transformers()
