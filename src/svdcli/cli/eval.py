@@ -10,6 +10,7 @@ import typer
 
 from svdcli.cli import eval_clips, prefer
 from svdcli.cli.console import out, table
+from svdcli.cli.eval_clips import Out
 from svdcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ class ProtocolName(StrEnum):
     matched = "matched"
     svd_ucf101 = "svd-ucf101"
     stylegan_v = "stylegan-v"
-
-
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Write the whole result here.")]
 
 
 def register(app: typer.Typer) -> None:

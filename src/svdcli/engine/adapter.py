@@ -15,7 +15,7 @@ from svdcli.engine.tasks.parts import as_reference
 from svdcli.io.files import atomic_folder
 from svdcli.model.adapters import changes_of, inject, is_adapted, is_adapter, peft_config, unet_of
 from svdcli.model.bundle import open_bundle
-from svdcli.model.lora import LoraInfo, save_comfyui, save_diffusers
+from svdcli.model.lora import LoraInfo, peft_tensors, save_comfyui, save_diffusers
 from svdcli.model.saving import is_standard, part_of
 from svdcli.model.weights import ToWrite, write_weights
 from svdcli.recipe.recipe import Recipe
@@ -83,12 +83,7 @@ def export_adapter(network: nn.Module, folder: Path, recipe: Recipe) -> None:
     if not recipe.adapter.use_dora and is_standard(part_of(unet)):
         save_comfyui(folder / COMFYUI, changes, unet.config.to_dict(), info, half)
     with atomic_folder(folder / PEFT) as peft:
-        tensors: dict[str, Tensor] = {}
-        for module, change in changes.items():
-            stem = f"{PEFT_PREFIX}{module}"
-            tensors |= {f"{stem}.lora_A.weight": change.down, f"{stem}.lora_B.weight": change.up}
-            if change.magnitude is not None:
-                tensors[f"{stem}.lora_magnitude_vector"] = change.magnitude
+        tensors = peft_tensors(changes, PEFT_PREFIX)
         entries = {n: ToWrite(tuple(t.shape), half, lambda t=t: t) for n, t in tensors.items()}  # type: ignore[misc]
         write_weights(peft / "adapter_model.safetensors", entries)
         text = json.dumps(config | {"inference_mode": True}, indent=2, sort_keys=True)

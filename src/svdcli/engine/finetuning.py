@@ -20,8 +20,6 @@ from svdcli.recipe.reading import override_key, read_tree
 from svdcli.recipe.recipe import Data, Recipe, parse_recipe
 from svdcli.shipped import shipped_path
 
-KINDS = ("i2v", "t2v", "interp", "camera-lora")
-"""What can be finetuned, each by `recipes/finetune/KIND.toml` and, for small networks, `recipes/nano/finetune/KIND.toml`."""
 SMALL_WIDTH = 160
 """Channels of the finest level, half of SVD's, below which a network is trained as nano is."""
 HELD_OUT_SHARE = 0.1
@@ -33,6 +31,8 @@ def recipe_for(
     kind: str, source: str, bundle: str | None, run: Path | None, changes: Sequence[str]
 ) -> Recipe:
     """A finetuning of a bundle (name, folder, file; None: the best one here) on a folder or URL of clips.
+
+    By `recipes/finetune/KIND.toml`, or for small networks `recipes/nano/finetune/KIND.toml`.
 
     Raises InputError where the bundle is of a task that this kind cannot begin with, or the source holds too few
     videos, and RecipeError or UsageError for a wrong change.

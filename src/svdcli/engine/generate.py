@@ -223,7 +223,7 @@ def decode(
     """
     chunk = min(chunk or len(latents), len(latents))
     with residence.use("vae") as vae:
-        scaled = latents.to(residence.device, dtype_of(vae.decoder)) / vae.config.scaling_factor
+        scaled = unscaled(vae, latents.to(residence.device))
         while True:
             try:
                 frames: list[npt.NDArray[np.uint8]] = []
@@ -279,6 +279,11 @@ def chunk_starts(total: int, chunk: int, overlap: int) -> list[int]:
         return [0]
     starts = list(range(0, total - overlap, chunk - overlap))
     return [min(start, total - chunk) for start in starts] if overlap else starts
+
+
+def unscaled(vae: VAE, latents: Tensor) -> Tensor:
+    """Scaled latents as the decoder takes them: in its precision, without the scaling factor."""
+    return latents.to(dtype_of(vae.decoder)) / vae.config.scaling_factor
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from svdcli.data.motion import motion_score
 from svdcli.diffusion.noise import NoiseSource
 from svdcli.diffusion.samplers import StepInfo
-from svdcli.engine.generate import Sampling, denoise, dtype_of, to_frames
+from svdcli.engine.generate import Sampling, denoise, dtype_of, to_frames, unscaled
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.memory import Residence
 from svdcli.model.conditioning import Conditioning, Ends, condition_on_ends
@@ -39,8 +39,8 @@ def interpolate(
     conditioning = condition_pairs(residence, pixels, buckets, seeds, sampling)
     latents = denoise(residence, conditioning, seeds, sampling, on_step)
     with residence.use("vae") as vae:
-        scaled = latents.to(residence.device, dtype_of(vae.decoder)) / vae.config.scaling_factor
-        decoded = torch.cat([vae.decode(clip[None]) for clip in scaled]).float().cpu()
+        clips = unscaled(vae, latents.to(residence.device))
+        decoded = torch.cat([vae.decode(clip[None]) for clip in clips]).float().cpu()
     return to_frames((with_detail(decoded, pixels) if carry else decoded)[:, 1:-1])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from svdcli.diffusion.denoiser import Denoise
 from svdcli.diffusion.samplers import StepInfo
-from svdcli.engine.generate import condition, denoise, dtype_of
+from svdcli.engine.generate import condition, denoise, unscaled
 from svdcli.engine.memory import Residence
 from svdcli.engine.subjects import Told
 
@@ -70,8 +70,8 @@ def first_picture(residence: Residence, latents: Tensor, reference: Tensor) -> T
     reference: (H, W, 3) in [0, 1].
     """
     with residence.use("vae") as vae:
-        scaled = latents.to(residence.device, dtype_of(vae.decoder)) / vae.config.scaling_factor
-        picture = vae.decode(scaled[None])[0, 0].float().clamp(-1, 1).cpu()
+        decoded = vae.decode(unscaled(vae, latents.to(residence.device))[None])
+        picture = decoded[0, 0].float().clamp(-1, 1).cpu()
     goal = reference.movedim(-1, 0).flatten(1) * 2 - 1
     own = picture.flatten(1)
     spread = (goal.std(1) / own.std(1).clamp(min=1e-3)).clamp(0.5, 2.0) ** COLOUR_PULL

@@ -336,6 +336,17 @@ def merge(unet: nn.Module, loras: Sequence[Lora]) -> Callable[[], None]:
 # ---- writing -------------------------------------------------------------------------------------------
 
 
+def peft_tensors(changes: Mapping[str, Change], prefix: str) -> dict[str, Tensor]:
+    """Changes by module -> tensors in PEFT's names, behind the prefix."""
+    tensors: dict[str, Tensor] = {}
+    for module, change in changes.items():
+        tensors[f"{prefix}{module}.lora_A.weight"] = change.down
+        tensors[f"{prefix}{module}.lora_B.weight"] = change.up
+        if change.magnitude is not None:
+            tensors[f"{prefix}{module}.lora_magnitude_vector"] = change.magnitude
+    return tensors
+
+
 def save_diffusers(
     path: Path,
     changes: Mapping[str, Change],
@@ -347,12 +358,7 @@ def save_diffusers(
 
     changes: by module of the UNet. config: PEFT's, which diffusers reads from the metadata.
     """
-    tensors: dict[str, Tensor] = {}
-    for module, change in changes.items():
-        tensors[f"unet.{module}.lora_A.weight"] = change.down
-        tensors[f"unet.{module}.lora_B.weight"] = change.up
-        if change.magnitude is not None:
-            tensors[f"unet.{module}.lora_magnitude_vector"] = change.magnitude
+    tensors = peft_tensors(changes, "unet.")
     saved = {f"unet.{key}": value for key, value in config.items()}
     _write(
         path, tensors, dtype, {PEFT_METADATA: json.dumps(saved, sort_keys=True), METADATA: _info_text(info)}

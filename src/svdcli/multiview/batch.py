@@ -118,11 +118,8 @@ def write_index(out: Path, rows: Sequence[Row]) -> None:
 
 def content_key(item: Item) -> str:
     """The hash of a file's bytes, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
     with item.path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def _results(

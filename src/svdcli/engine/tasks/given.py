@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from svdcli.data.examples import Example
 from svdcli.diffusion.loss import draw_sigma
+from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.clips import ClipTask, place_of
 from svdcli.engine.tasks.parts import NUM_IDS, load_image_encoder, save_video_bundle
 from svdcli.model.image_encoder import ImageEncoder
@@ -71,6 +73,18 @@ class GivenFrames(ClipTask):
         """σ of the noise that each clip's given frames get, (B,)."""
         augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, count))
         return torch.tensor(augment, dtype=torch.float32, device=self.device)
+
+    def given(self, pixels: Tensor) -> Tensor:
+        """Of clips (B, T, 3, H, W) what is given: `Batch.picture`."""
+        raise NotImplementedError
+
+    def held_out_clip(self, index: int, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
+        pixels = to_pixels(frames)[None].to(self.device)
+        bucket = self.bucket(frames, fps)
+        fed, moved, noised = (
+            torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT)
+        )
+        return Batch(self.encoded(pixels), self.given(pixels), fed, moved, noised)
 
     def held_out_losses(
         self, network: nn.Module, clip: Batch, sigma: Tensor, generator: torch.Generator

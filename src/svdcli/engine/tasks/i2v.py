@@ -16,7 +16,7 @@ from svdcli.engine.generate import Sampling, condition, to_frames
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.memory import Residence
 from svdcli.engine.tasks import Preview
-from svdcli.engine.tasks.given import EVALUATION_AUGMENT, Batch, GivenFrames, choose_image_encoder, new_unet
+from svdcli.engine.tasks.given import Batch, GivenFrames, choose_image_encoder, new_unet
 from svdcli.engine.tasks.parts import load_image_to_video, require_same
 from svdcli.model.conditioning import Conditioning, augment_picture, condition_on_image
 from svdcli.model.image_encoder import ImageEncoder
@@ -98,13 +98,8 @@ class ImageToVideo(GivenFrames):
         noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
         return denoising_loss(denoiser, batch.latents, sigma.to(self.device), noise, self.task.huber)
 
-    def held_out_clip(self, index: int, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
-        pixels = to_pixels(frames)[None].to(self.device)
-        bucket = self.bucket(frames, fps)
-        fed, moved, noised = (
-            torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT)
-        )
-        return Batch(self.encoded(pixels), pixels[:, 0], fed, moved, noised)
+    def given(self, pixels: Tensor) -> Tensor:
+        return pixels[:, 0]
 
     def told(
         self, residence: Residence, index: int, frames: npt.NDArray[np.uint8], sampling: Sampling

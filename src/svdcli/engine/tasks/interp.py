@@ -19,7 +19,7 @@ from svdcli.engine.interpolate import condition_pairs, embed_pictures, pair_moti
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.memory import Residence
 from svdcli.engine.tasks import Preview
-from svdcli.engine.tasks.given import EVALUATION_AUGMENT, Batch, GivenFrames, choose_image_encoder, new_unet
+from svdcli.engine.tasks.given import Batch, GivenFrames, choose_image_encoder, new_unet
 from svdcli.engine.tasks.parts import NUM_IDS, load_interpolation, require_same
 from svdcli.model.conditioning import Conditioning, Ends, condition_on_ends
 from svdcli.model.image_encoder import ImageEncoder
@@ -100,13 +100,8 @@ class Interpolation(GivenFrames):
         noise = torch.randn(shape, generator=generator).to(self.device)
         return denoising_loss(denoiser, batch.latents, sigma.to(self.device), noise, self.task.huber)
 
-    def held_out_clip(self, index: int, frames: npt.NDArray[np.uint8], fps: float) -> Batch:
-        pixels = to_pixels(frames)[None].to(self.device)
-        bucket = self.bucket(frames, fps)
-        fed, moved, noised = (
-            torch.tensor([v], device=self.device) for v in (fps, bucket, EVALUATION_AUGMENT)
-        )
-        return Batch(self.encoded(pixels), pixels[:, [0, -1]], fed, moved, noised)
+    def given(self, pixels: Tensor) -> Tensor:
+        return pixels[:, [0, -1]]
 
     def parts(self, network: Any) -> dict[str, nn.Module]:
         return super().parts(network) | {"mask_latent": network.mask_latent}
