@@ -142,7 +142,7 @@ def write_exact(
     source = found.source
     unit = Fraction(1, source.time_base.denominator)
     stamps: list[Fraction] = []
-    thumbs: list[Picture] = []
+    ends: list[Any] = []
     with (
         opened(path) as (container, stream),
         opened(path) as (voices, _),
@@ -160,21 +160,21 @@ def write_exact(
                 sound.take_all(voices)  # only now: no stream may be added once something is written
             for ready in normalise(shown):
                 stamps.append((ready.stamp - start) * source.time_base)
-                thumbs = [*thumbs[:1], _encode(out, encoder, ready, start, source)]
+                ends = [*ends[:1], _encode(out, encoder, ready, start, source)]
         assert normalise is not None, "no frame within the span"
         for ready in normalise.finish():
             stamps.append((ready.stamp - start) * source.time_base)
-            thumbs = [*thumbs[:1], _encode(out, encoder, ready, start, source)]
+            ends = [*ends[:1], _encode(out, encoder, ready, start, source)]
         _mux(out, encoder.encode(None), last=(end - start) * source.time_base.numerator)
-    return Written(tuple(stamps), normalise.width, normalise.height, (thumbs[0], thumbs[-1]))
+    return Written(tuple(stamps), normalise.width, normalise.height, (thumb(ends[0]), thumb(ends[-1])))
 
 
-def _encode(out: Any, encoder: Any, ready: Shown, start: int, source: Source) -> Picture:
-    """Encode a normalised frame at its own time; its thumbnail."""
+def _encode(out: Any, encoder: Any, ready: Shown, start: int, source: Source) -> Any:
+    """Encode a normalised frame at its own time, and give it back."""
     ready.frame.pts = (ready.stamp - start) * source.time_base.numerator
     ready.frame.time_base = Fraction(1, source.time_base.denominator)
     _mux(out, encoder.encode(ready.frame))
-    return thumb(ready.frame)
+    return ready.frame
 
 
 def frames_from(container: Any, stream: Any, found: Probe, start: int) -> Iterator[Any]:

@@ -6,10 +6,9 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import IO
 
-import cv2
 import numpy as np
 
-from svdcli.curate.proxy import Proxy
+from svdcli.curate.proxy import Proxy, from_jpeg, jpeg
 from svdcli.curate.rows import Source
 from svdcli.curate.split.opening import Picture
 from svdcli.curate.split.probe import square_size
@@ -39,9 +38,9 @@ class Samples:
 
     def add(self, stamp: int, even: bool, bars: Crop | None, small: Picture, key: Picture) -> None:
         """Keep the pictures (h, w, 3) and (H, W, 3) of the frame at a tick, later than all before."""
-        encoded = cv2.imencode(".jpg", key[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+        encoded = jpeg(key)
         self._places.append((self.file.tell(), len(encoded), small.shape))
-        self.file.write(small.tobytes() + encoded)
+        self.file.write(small.tobytes() + encoded.tobytes())
         self.stamps.append(stamp)
         self.even.append(even)
         self.bars.append(bars)
@@ -56,9 +55,7 @@ class Samples:
         """(H, W, 3) sRGB, not turned upright."""
         place, size, shape = self._places[number]
         self.file.seek(place + int(np.prod(shape)))
-        picture = cv2.imdecode(np.frombuffer(self.file.read(size), np.uint8), cv2.IMREAD_COLOR)
-        assert picture is not None  # we wrote it
-        return np.ascontiguousarray(picture[..., ::-1])
+        return from_jpeg(np.frombuffer(self.file.read(size), np.uint8))
 
     def within(self, start: int, end: int) -> range:
         """The numbers of those at start <= tick < end; of the nearest where there is none."""

@@ -28,6 +28,10 @@ from svdcli.errors import InputError
 from svdcli.recipe.curation import Split
 
 THUMB = 4  # pixels a side of the thumbnail by which a frame is known again
+_DECODING = {
+    "err_detect": "explode",  # else damage passes unseen
+    "skip_loop_filter": "bidir",  # a fifth of the time, for what cannot be seen once the picture is small
+}
 _SUDDEN = 8.0  # levels of 255 by which the average pixel changes beside a possible cut
 _BAR = 28  # luma, of 255, up to which a row or column may be part of a black bar
 
@@ -65,7 +69,7 @@ def scan(path: Path, found: Probe, settings: Split, folder: Path) -> Scan:
     Raises InputError where fewer than two frames can be decoded, or the picture changes its size.
     """
     with opened(path) as (container, stream):
-        stream.codec_context.options = {"err_detect": "explode"}  # else damage passes unseen
+        stream.codec_context.options = _DECODING
         scanner = _Scanner(found, settings, folder)
         try:
             for shown in frames(container, stream):
