@@ -34,8 +34,8 @@ from svdcli.curate.split.scan import scan  # noqa: E402
 from svdcli.recipe.curation import Split  # noqa: E402
 
 
-def made(folder: Path, seconds: int = 20) -> Path:
-    """A 720p video at 25 fps of drawn shots of four seconds, with grain, at a usual quality."""
+def made(folder: Path, seconds: int = 20, gop: int = 50) -> Path:
+    """A 720p video at 25 fps of drawn shots of four seconds, with grain, at a usual quality, a keyframe every `gop`."""
     import edits
 
     random = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def made(folder: Path, seconds: int = 20) -> Path:
         for i, frame in enumerate(small):
             large = cv2.resize(frame, (1280, 720), interpolation=cv2.INTER_CUBIC) + grain[i % 8]
             pictures.append(np.clip(large, 0, 255).astype(np.uint8))
-    return edits.write(folder / "made.mp4", pictures, options={"crf": "23"})
+    return edits.write(folder / f"made-{gop}.mp4", pictures, gop=gop, options={"crf": "23"})
 
 
 def decode_only(file: Path) -> None:

@@ -66,6 +66,30 @@ def test_a_worker_that_is_killed_costs_no_input(tmp_path: Path) -> None:
     assert results(tmp_path / "pool") == results(tmp_path / "ray")
 
 
+@pytest.mark.slow
+def test_two_nodes_make_what_one_pool_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of one CPU each, whose workers stand in another folder than the run, which is named by a relative path."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        write_source(tmp_path / "in" / f"{number}.mp4", number)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        monkeypatch.chdir(tmp_path)
+        changes = ("executor.engine=ray", f"executor.address={cluster.address!r}", "executor.batches_a_task=1")
+        curate("in", Path("ray"), 2, *changes)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    actors = {path.name for path in (tmp_path / "ray/journal").iterdir()}
+    assert len(actors) >= 2
+    curate("in", Path("pool"), 1)
+    assert results(tmp_path / "pool") == results(tmp_path / "ray")
+
+
 def kill_an_actor(folder: Path, killed: list[int]) -> None:
     """Once the first source is journalled, kill the actor that did it."""
     while not killed:

@@ -12,7 +12,7 @@ import typer
 from svdcli.cli import objects
 from svdcli.cli.console import Progress, human_size, out
 from svdcli.cli.curate_tables import account_lines, overlap_lines, plan_lines, shell_word, waterfall_lines
-from svdcli.errors import UsageError
+from svdcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from svdcli.curate.select.select import Selection
@@ -93,7 +93,11 @@ def run(
         absent = run_annotate(folder, chosen, _watch())
         found = accounts(folder)
         _require_clips(found.clips, folder)
-        selection = select(folder, chosen.filter)
+        try:
+            selection = select(folder, chosen.filter)
+        except InputError:  # a score that the filter wants could not be computed: hours of work may be seen all the same
+            out.say(f"report of what was done before: {write_report(folder)}")
+            raise
         packed = pack_clips(folder, chosen.pack, folder / "dataset")
         page = write_report(folder)
     facts = {"folder": folder, "left_aside": listed.left_aside, **found.to_dict(), "not_computed": absent}

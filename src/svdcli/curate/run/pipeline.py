@@ -87,6 +87,7 @@ def opened_folder(folder: Path, recipe: Curation) -> Iterator[None]:
         try:
             yield
         finally:
+            clear_scratch(folder)
             (folder / RUNNING).unlink(missing_ok=True)
 
 
@@ -105,6 +106,7 @@ def run_split(source: str, folder: Path, recipe: Curation, watch: Watch, limit: 
 
     Raises UsageError and InputError where there are no inputs to list, MachineError where nothing can be worked on.
     """
+    folder = folder.absolute()  # workers on other machines stand elsewhere
     ledger, listed = Ledger(folder), Listed()
     if ledger.damaged:
         watch.warn(f"{ledger.damaged} lines of the journal are damaged; what they told of is done again.")
@@ -128,6 +130,7 @@ def run_annotate(
     """
     from svdcli.curate.annotate.registry import annotators
 
+    folder = folder.absolute()  # workers on other machines stand elsewhere
     absent: dict[str, str] = {}
     work = AnnotateWork(folder, recipe.annotate, recipe.executor.device)
     with ExitStack() as stack:
