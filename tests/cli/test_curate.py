@@ -129,6 +129,14 @@ def test_a_score_that_was_not_computed_stops_the_filter_with_a_sentence(
     assert (code, stdout) == (4, "") and "aesthetic" in stderr and "not computed" in stderr
 
 
+def test_a_run_that_the_filter_stops_reports_what_was_done_before(run: Run, tmp_path: Path) -> None:
+    write_source(tmp_path / "in.mp4", 0)
+    changes = [*CHANGES, "--set", "filter.aesthetic.drop=lowest 25%"]
+    code, stdout, stderr = run("run", tmp_path / "in.mp4", tmp_path / "out", *changes)
+    assert (code, stdout) == (4, "") and f"report of what was done before: {tmp_path}/out/report.html" in stderr
+    assert "motion" in (tmp_path / "out/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
