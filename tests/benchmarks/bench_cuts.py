@@ -1,6 +1,6 @@
 """Cut detection beside PySceneDetect's detectors and TransNetV2, all at their defaults, on videos whose cuts are known.
 
-    python tests/benchmarks/bench_cuts.py [--no-transnet] [--real-only] [--only NAME]
+    python tests/benchmarks/bench_cuts.py [--no-transnet] [--real-only] [--only NAME] [--seed N]
 
 Made: shots of real clips of ../shared/data/videos and drawn ones, joined by every transition, encoded at 160x90. Real: the
 annotated edits of ../shared/data/cuts. A hard cut counts as found within one frame, a gradual one where a detection
@@ -174,6 +174,10 @@ def main() -> None:
     parser.add_argument("--real-only", action="store_true")
     parser.add_argument("--only", default="", help="detectors whose names hold this")
     parser.add_argument("--shared", type=Path, default=SHARED)
+    parser.add_argument("--seed", type=int, default=20260, help="of the made videos")
+    parser.add_argument(
+        "--shots", nargs="+", help="videos of one shot to make them of, in place of the usual ones"
+    )
     args = parser.parse_args()
     cv2.setNumThreads(1)
     names = ("ContentDetector", "AdaptiveDetector", "HashDetector", "HistogramDetector", "ThresholdDetector")
@@ -181,7 +185,9 @@ def main() -> None:
     if not args.no_transnet:
         detectors |= {"svdcli + TransNetV2": lambda file: ours(file, True), "TransNetV2": transnet}
     with tempfile.TemporaryDirectory() as folder:
-        suite = Suite(Path(folder), args.shared / "videos" if args.shared.is_dir() else None)
+        suite = Suite(Path(folder), args.shared / "videos" if args.shared.is_dir() else None, args.seed)
+        if args.shots:
+            suite.files = [args.shared / "videos" / name for name in args.shots]
         if not args.real_only:
             suite.build()
         if args.shared.is_dir():

@@ -132,8 +132,16 @@ def test_a_score_that_was_not_computed_stops_the_filter_with_a_sentence(
 def test_a_run_that_the_filter_stops_reports_what_was_done_before(run: Run, tmp_path: Path) -> None:
     write_source(tmp_path / "in.mp4", 0)
     changes = [*CHANGES, "--set", "filter.aesthetic.drop=lowest 25%"]
+    code, _, stderr = run("run", tmp_path / "in.mp4", tmp_path / "out", *changes)
+    assert (
+        code == 3 and "aesthetic (annotate.run leaves it out)" in stderr and not (tmp_path / "out").exists()
+    )
+    (tmp_path / "out").mkdir()  # what is in there may hold the score
     code, stdout, stderr = run("run", tmp_path / "in.mp4", tmp_path / "out", *changes)
-    assert (code, stdout) == (4, "") and f"report of what was done before: {tmp_path}/out/report.html" in stderr
+    assert (code, stdout) == (
+        4,
+        "",
+    ) and f"report of what was done before: {tmp_path}/out/report.html" in stderr
     assert "motion" in (tmp_path / "out/report.html").read_text()
 
 

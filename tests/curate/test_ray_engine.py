@@ -79,7 +79,11 @@ def test_two_nodes_make_what_one_pool_makes(tmp_path: Path, monkeypatch: pytest.
     try:
         cluster.add_node(num_cpus=1)
         monkeypatch.chdir(tmp_path)
-        changes = ("executor.engine=ray", f"executor.address={cluster.address!r}", "executor.batches_a_task=1")
+        changes = (
+            "executor.engine=ray",
+            f"executor.address={cluster.address!r}",
+            "executor.batches_a_task=1",
+        )
         curate("in", Path("ray"), 2, *changes)
     finally:
         ray.shutdown()

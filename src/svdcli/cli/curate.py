@@ -85,9 +85,12 @@ def run(
     from svdcli.curate.packing.pack import pack as pack_clips
     from svdcli.curate.pages.report import write_report
     from svdcli.curate.run.accounts import accounts
+    from svdcli.curate.run.foresight import require_scores
     from svdcli.curate.run.pipeline import opened_folder, run_annotate, run_split
     from svdcli.curate.select.select import select
 
+    if not folder.exists():  # else scores may be there that were computed elsewhere
+        require_scores(chosen)
     with opened_folder(folder, chosen):
         listed = run_split(source, folder, chosen, _watch(), limit)
         absent = run_annotate(folder, chosen, _watch())
@@ -95,7 +98,9 @@ def run(
         _require_clips(found.clips, folder)
         try:
             selection = select(folder, chosen.filter)
-        except InputError:  # a score that the filter wants could not be computed: hours of work may be seen all the same
+        except (
+            InputError
+        ):  # a score that the filter wants could not be computed: hours of work may be seen all the same
             out.say(f"report of what was done before: {write_report(folder)}")
             raise
         packed = pack_clips(folder, chosen.pack, folder / "dataset")
