@@ -34,8 +34,8 @@ from svdcli.curate.split.scan import scan  # noqa: E402
 from svdcli.recipe.curation import Split  # noqa: E402
 
 
-def made(folder: Path, seconds: int = 20, gop: int = 50) -> Path:
-    """A 720p video at 25 fps of drawn shots of four seconds, with grain, at a usual quality, a keyframe every `gop`."""
+def made(folder: Path, seconds: int = 20, gop: int = 51) -> Path:
+    """A 720p video at 25 fps of drawn shots of four seconds, with grain, at a usual quality, a keyframe every `gop` - 1."""
     import edits
 
     random = np.random.default_rng(0)

@@ -138,7 +138,7 @@ def main() -> None:
     text.boxes(np.zeros((64, 64, 3), np.uint8))  # its model is loaded before anything is timed
     with tempfile.TemporaryDirectory() as name:
         given = [Path(argument) for argument in sys.argv[1:]]
-        for video in given or [made(Path(name), gop=50), made(Path(name), gop=250)]:
+        for video in given or [made(Path(name), gop=51), made(Path(name), gop=251)]:
             compare(video, motion, text)
 
 

@@ -73,6 +73,13 @@ def test_a_flash_is_no_cut(length: int) -> None:
     assert not found(edits.flash(edits.actors(5, 60), 30, length))
 
 
+@pytest.mark.parametrize("start", [3, 42, 105])
+def test_a_flash_over_something_that_moves_fast_is_no_cut(start: int, shared: Path) -> None:
+    """When it is over the hand is elsewhere; and a jump to white is no dissolve of three frames."""
+    hand = edits.shot_of(shared / "videos" / "sam2__03_blocks.mp4", 60, start)
+    assert not found(edits.flash(hand, 30, 2, 0.95))
+
+
 def test_a_flash_does_not_hide_a_cut_nearby() -> None:
     edit = edits.Edit().cut(edits.flash(edits.actors(5, 60), 30)).cut(edits.actors(8, 40))
     assert hard(found(edit.frames)) == [60]
