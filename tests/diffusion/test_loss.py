@@ -104,3 +104,22 @@ def test_huber_is_square_for_small_errors_and_linear_for_large_ones() -> None:
         denoise = Denoiser(lambda x, c_noise, e=error: torch.full_like(x, e))
         loss = denoising_loss(denoise, x0, sigma, noise, huber=0.3)
         assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_leading_frames_are_clean_and_do_not_count():
+    x0, noise = batch()
+    sigma, leads = torch.tensor([0.5, 2.0, 9.0]), torch.tensor([0, 1, 1])
+    seen = []
+
+    def network(x_in, c_noise):
+        seen.append((x_in, c_noise))
+        return torch.zeros_like(x_in)
+
+    loss = denoising_loss(Denoiser(network), x0, sigma, noise, leads=leads)
+    target = v_target(x0, sigma, noise).square().flatten(2).mean(2)
+    torch.testing.assert_close(loss, torch.stack([target[0].mean(), target[1, 1], target[2, 1]]))
+    x_in, c_noise = seen[0]
+    torch.testing.assert_close(x_in[1:, 0], x0[1:, 0], rtol=1e-4, atol=1e-5)
+    assert c_noise[1, 0].item() == pytest.approx(math.log(0.002) / 4) and c_noise[0, 0] == c_noise[0, 1]
+    none = denoising_loss(Denoiser(network), x0, sigma, noise, leads=torch.zeros(3))
+    torch.testing.assert_close(none, denoising_loss(Denoiser(network), x0, sigma, noise))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -41,7 +42,8 @@ from svdcli.errors import UsageError
 
 if TYPE_CHECKING:
     from svdcli.engine.produce import Job
-    from svdcli.engine.subjects import Subject
+    from svdcli.engine.subjects import Continued, Subject
+    from svdcli.model.bundle import BundleFiles
 
 HELP_BUNDLE = "Name (svd, svd-xt, svd-xt-1.1, nano), folder, .safetensors or hub id; else the best one here."
 HELP_IMAGES = "Pictures, folders or globs; with --interpolate clips too."
@@ -51,6 +53,8 @@ HELP_PROMPT = (
 HELP_INTERPOLATE = (
     "Find the frames between pictures, or between those of a clip; needs an interpolation bundle."
 )
+HELP_CONTINUE = "Go on from the last frames of clips; what is written begins behind them."
+HELP_MASK = "White where the picture may move, black where it is held still; of the picture's shape."
 HELP_OUTPUT = "A file, a folder, or a template with {name} {seed} {index} {bundle}."
 HELP_WINDOW = (
     "Frames that the network sees at once; a longer clip goes on window by window. Else as it was trained."
@@ -87,6 +91,8 @@ def sample(
     churn: Annotated[float, typer.Option(help="Stochasticity of euler and heun (EDM's S_churn).")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63, help="Pins all noise, that of --augment too.")] = 23,
     count: Annotated[int, typer.Option(min=1, help="Clips of a picture, with successive seeds.")] = 1,
+    continue_: Annotated[bool, typer.Option("--continue", help=HELP_CONTINUE)] = False,
+    motion_mask: Annotated[Path | None, typer.Option(metavar="PICTURE", help=HELP_MASK)] = None,
     interpolate: Annotated[bool, typer.Option("--interpolate", help=HELP_INTERPOLATE)] = False,
     rank: Annotated[bool, typer.Option("--rank", help=HELP_RANK)] = False,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Else the bundle's, turned for portraits.")] = None,
@@ -116,6 +122,7 @@ def sample(
         refuse({
             "--prompt": prompt, "--lora": lora, "--count": count > 1, "--rank": rank, "--devices": devices > 1,
             "--preview": preview, "--window": window, "--decode-chunk": decode_chunk, "--decode-overlap": decode_overlap,
+            "--continue": continue_, "--motion-mask": motion_mask,
         })  # fmt: skip
         return sample_between(Wanted(
             images or [], bundle, output, kind, size, fit, seed, motion, asked, dtype, device, vram, overwrite, plan
@@ -123,7 +130,14 @@ def sample(
     chosen_kind = choose_kind(kind, output) or "mp4"
     if rank and (count == 1 or chosen_kind == "latents" or prompt):
         raise UsageError("--rank compares several decoded clips of one picture", "Add --count 4, as a video.")
-    subjects = find_subjects(images or [], prompt or [], negative, fit, turn=size is None)
+    if motion_mask and (prompt or continue_):
+        raise UsageError("--motion-mask says what of a picture moves", "Give it with pictures alone.")
+    if continue_:
+        subjects: list[Subject] = list(
+            find_clips(images or [], prompt, fit, size is None, motion is not None)
+        )
+    else:
+        subjects = find_subjects(images or [], prompt or [], negative, fit, size is None, motion_mask)
 
     from svdcli.engine.plan import Planner
     from svdcli.engine.produce import Job, Writing
@@ -132,6 +146,8 @@ def sample(
     files = open_bundle(bundle)
     files.require_task(*(("t2v", "image") if prompt else ("i2v",)))
     files = add_loras(files, lora or [])
+    if continue_:
+        subjects, asked["num_frames"] = going_on(subjects, files, frames)
     sampling = choose_sampling(files, size, asked)
     where = choose_device(device, devices)
     overlap = DEFAULT_OVERLAP if decode_overlap is None else decode_overlap
@@ -152,8 +168,9 @@ def sample(
 
 
 def find_subjects(
-    images: Sequence[str], prompts: Sequence[str], negative: str, fit: Fit, turn: bool
-) -> list[Subject]:
+    images: Sequence[str], prompts: Sequence[str], negative: str, fit: Fit, turn: bool,
+    mask: Path | None = None,
+) -> list[Subject]:  # fmt: skip
     """What the clips are made from, all of it read once, so that a bad third one does not come out after two clips."""
     from svdcli.engine.subjects import Prompt, Still
     from svdcli.io.images import find_pictures
@@ -167,7 +184,36 @@ def find_subjects(
     pictures = find_pictures(images)
     check_pictures(pictures)
     how = cast("Literal['crop', 'pad', 'stretch']", fit.value)
-    return [Still(picture, how, turn) for picture in pictures]
+    if mask is not None:
+        check_pictures([mask])
+    return [Still(picture, how, turn, mask) for picture in pictures]
+
+
+def find_clips(
+    clips: Sequence[str], prompts: Sequence[str] | None, fit: Fit, turn: bool, motion_asked: bool
+) -> list[Continued]:
+    """The clips that are to go on, all of them opened once."""
+    from svdcli.engine.subjects import Continued
+    from svdcli.io.timed import open_timed
+
+    if prompts or not clips:
+        raise UsageError("--continue goes on from clips", "Give one: svd sample clip.mp4 --continue")
+    how = cast("Literal['crop', 'pad', 'stretch']", fit.value)
+    return [Continued(open_timed(clip).path, 1, how, turn, motion_asked) for clip in clips]
+
+
+def going_on(
+    clips: Sequence[Subject], files: BundleFiles, frames: int | None
+) -> tuple[list[Subject], int | None]:
+    """The clips with as many known frames as the bundle wants, and the frames of known and new ones together."""
+    from svdcli.engine.subjects import KNOWN, Continued
+
+    count = files.settings.leading or KNOWN
+    found: list[Subject] = [replace(clip, count=count) for clip in clips if isinstance(clip, Continued)]
+    total = None if frames is None else frames + count
+    new = (total or files.settings.num_frames) - count
+    out.say(f"{new} frames behind the last {count} of {', '.join(clip.name for clip in clips)}")
+    return found, total
 
 
 def decode(

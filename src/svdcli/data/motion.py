@@ -22,6 +22,9 @@ FLOW_SIDE = 64
 BUCKETS = (1, 8, 16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 248, 255)
 """Motion buckets at which a calibration keeps a score: finer at both ends, where quantiles bend most."""
 
+MOVED = 24
+"""Levels of 255 by which a pixel differs where something moved."""
+
 _LOG_FLOOR = 1e-3  # shortest sides per second added before the logarithm, so that a still clip has one
 _LOG_STEP = 1e-6  # least rise of log score between knots, so that ties (many still clips) stay invertible
 
@@ -85,6 +88,23 @@ def pair_motion(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> 
     grey_before, grey_after = grey_frames(np.stack([before, after]), FLOW_SIDE)
     flow = dense_flow(grey_before, grey_after)
     return float(np.hypot(flow[..., 0], flow[..., 1]).mean()) / FLOW_SIDE
+
+
+def moving_area(
+    frames: npt.NDArray[np.uint8], size: tuple[int, int], least: int = MOVED, grow: int = 1
+) -> npt.NDArray[np.float32]:
+    """Frames (T, H, W, 3) -> where any of them is other than the first, (h, w), 1 there and 0 elsewhere.
+
+    That is by `least` levels of 255 at some pixel, in a picture slightly blurred against the noise of cameras. The area is
+    then grown by `grow` of its own pixels, as a hand would paint it.
+    """
+    blurred = [cv2.GaussianBlur(np.ascontiguousarray(frame), (5, 5), 0) for frame in frames]
+    change = np.max([cv2.absdiff(blurred[0], frame).max(-1) for frame in blurred[1:]], axis=0)
+    height, width = size
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, change.shape, strict=True))
+    largest = np.maximum.reduceat(np.maximum.reduceat(change, rows, axis=0), columns, axis=1)
+    area = (largest[:height, :width] >= least).astype(np.float32)
+    return np.asarray(cv2.dilate(area, np.ones((2 * grow + 1, 2 * grow + 1), np.uint8)), np.float32)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from svdcli.diffusion.denoiser import Denoiser, per_clip
+from svdcli.diffusion.denoiser import Denoiser, lead_sigma, per_clip
 from svdcli.errors import UsageError
 
 
@@ -48,19 +48,25 @@ def v_target(x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
 
 
 def denoising_loss(
-    denoise: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, huber: float | None = None
-) -> Tensor:
+    denoise: Denoiser, x0: Tensor, sigma: Tensor, noise: Tensor, huber: float | None = None,
+    leads: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """lambda(sigma) |D(x0 + sigma n; sigma) - x0|^2, averaged within each clip -> (B,) float32.
 
     `x0` (B, T, C, h, w) are clean latents, `sigma` (B,) one level per clip, `noise` unit normal like x0.
     It needs a `Denoiser` rather than any `Denoise`, because it compares in the space of F (see above).
     With `huber`, errors e beyond that size count linearly, 2 h (√(h² + e²) − h), which is e² for small ones: where
     most of a clip stands still and little of it moves far, a small model then keeps the still part clean.
+    With `leads` (B,), so many first frames of each clip are given clean and do not count.
     Raises ValueError where the shapes of x0, sigma and noise do not fit.
     """
     if noise.shape != x0.shape:
         raise ValueError(f"noise has shape {tuple(noise.shape)}, latents {tuple(x0.shape)}")
     s = sigma.to(x0.device, torch.float32)
+    given = torch.zeros(x0.shape[:2], dtype=torch.bool, device=x0.device)
+    if leads is not None:
+        given = torch.arange(x0.shape[1], device=x0.device) < leads.to(x0.device)[:, None]
+        s, noise = lead_sigma(s, leads, x0.shape[1]), noise * per_clip(~given)
     x = x0.float() + per_clip(s) * noise.float()
     error = denoise.velocity(x, s) - v_target(x0, s, noise)
     squares = error.square()
@@ -68,4 +74,6 @@ def denoising_loss(
         squares = (
             squares * (2 * huber) / ((huber * huber + squares).sqrt() + huber)
         )  # the same, without cancellation
-    return squares.flatten(1).mean(1)
+    if leads is None:
+        return squares.flatten(1).mean(1)
+    return (squares.flatten(2).mean(2) * ~given).sum(1) / (~given).sum(1)

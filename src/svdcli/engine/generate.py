@@ -27,7 +27,7 @@ from svdcli.model.settings import Settings
 from svdcli.model.vae import VAE
 
 SHARED = 0.25
-"""of a window of a long clip, the share that it has in common with the next"""
+"""of a window of a long clip, the share that it has in common with the next, unless its network is led by clean frames"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Sampling:
     s_churn: float = 0.0
     window: int | None = None
     """frames that the network sees at once; None: all of them"""
+    leading: int = 0
+    """known frames that the network was trained to be given clean, at most"""
 
     @classmethod
     def of(cls, settings: Settings, portrait: bool = False) -> Sampling:
@@ -69,6 +71,7 @@ class Sampling:
             sigma_max=settings.sigma_max,
             schedule="karras",
             guidance=settings.guidance,
+            leading=settings.leading,
         )
 
     def sigmas(self) -> Tensor:
@@ -81,9 +84,15 @@ class Sampling:
         return min(self.window or self.num_frames, self.num_frames)
 
     def starts(self) -> list[int]:
-        """First frames of the windows that the clip is made of."""
-        shared = min(max(1, round(SHARED * self.at_once)), self.at_once - 1)
-        return chunk_starts(self.num_frames, self.at_once, shared)
+        """First frames of the windows that the clip is made of; with leading frames the last one may reach beyond its end."""
+        if self.leading and self.at_once < self.num_frames:
+            return list(range(0, self.num_frames - self.num_shared, self.at_once - self.num_shared))
+        return chunk_starts(self.num_frames, self.at_once, self.num_shared)
+
+    @property
+    def num_shared(self) -> int:
+        """Frames that a window shares with the next, and a clip with one that goes on from it."""
+        return min(self.leading or max(1, round(SHARED * self.at_once)), self.at_once - 1)
 
     def scales(self) -> Tensor:
         """Guidance scale of each frame of a window, (T,)."""
@@ -130,8 +139,17 @@ def generate(
 
 
 @torch.inference_mode()
-def condition(residence: Residence, pictures: Tensor, seeds: list[int], sampling: Sampling) -> Conditioning:
-    """Pictures (B, 3, H, W) in [-1, 1] -> what the network is told of them; the seeds pin the augmentation."""
+def condition(
+    residence: Residence,
+    pictures: Tensor,
+    seeds: list[int],
+    sampling: Sampling,
+    mask: Tensor | None = None,
+) -> Conditioning:
+    """Pictures (B, 3, H, W) in [-1, 1] -> what the network is told of them; the seeds pin the augmentation.
+
+    mask: (1, h, w), 1 where the pictures may move, absent: everywhere; a network that takes none is told none.
+    """
     noise = NoiseSource(seeds, tuple(pictures.shape[1:]), "augment").draw()
     augment = torch.full((len(seeds),), sampling.augment)
     with residence.use("image_encoder") as image_encoder:
@@ -140,7 +158,18 @@ def condition(residence: Residence, pictures: Tensor, seeds: list[int], sampling
         noisy = augment_picture(pictures, noise, augment).to(residence.device, dtype_of(vae.encoder))
         latents = vae.encode(noisy[:, None])[:, 0].to(residence.dtype)
     fps, bucket = (torch.full((len(seeds),), value) for value in (sampling.fps, sampling.motion_bucket))
-    return condition_on_image(embedding, latents, fps, bucket, augment)
+    moving = None
+    if residence.unet_config.takes_mask:
+        moving = torch.ones_like(latents[:, :1]) if mask is None else mask.expand(len(seeds), -1, -1, -1)
+    return condition_on_image(embedding, latents, fps, bucket, augment, moving)
+
+
+@torch.inference_mode()
+def encode_clean(residence: Residence, pictures: Tensor) -> Tensor:
+    """Pictures (T, 3, H, W) in [-1, 1] -> scaled latents (T, c, h, w), float32, on the CPU."""
+    with residence.use("vae") as vae:
+        latents = vae.encode(pictures[None].to(residence.device, dtype_of(vae.encoder)))[0]
+        return latents.float().cpu() * vae.config.scaling_factor
 
 
 @torch.inference_mode()

@@ -1,9 +1,10 @@
-"""Clips longer than a network sees at once: window after window, each going on from the last frames of the one before.
+"""Clips that go on from frames that are known: those of a clip that is given, and, where a clip is longer than a network sees
+at once, window after window the last frames of the one before.
 
-The frames that two windows share are known to the second: at every step its estimate of them is drawn to them, so that
-motion goes on and not only the picture; towards the end of what they share the known ones let go. The picture that the second
-window is told of is its own first frame, with the colours brought part of the way back to the clip's first picture:
-what a network does to colours and contrast would otherwise add up from window to window.
+A network that was trained to be led (`Settings.leading`) is given the known frames clean. Any other has its estimate of them
+drawn to them at every step, so that motion goes on and not only the picture; between windows the known ones let go towards
+the end of what is shared. The picture that a later window is told of is its own first frame, with the colours brought part of
+the way back to the clip's first picture: what a network does to colours and contrast would otherwise add up.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from svdcli.diffusion.denoiser import Denoise
+from svdcli.diffusion.denoiser import Denoise, led_by
 from svdcli.diffusion.samplers import StepInfo
 from svdcli.engine.generate import condition, denoise, unscaled
 from svdcli.engine.memory import Residence
-from svdcli.engine.subjects import Told
+from svdcli.engine.subjects import Held, Told
 
 COLOUR_PULL = 0.5
 """how far the colours of a window's first frame go back to those of the clip's first picture: 0 not at all, 1 wholly"""
@@ -32,29 +33,55 @@ def generate_windows(
 ) -> Tensor:
     """-> scaled latents (T, c, h, w), float32, on the CPU, `sampling.window` frames at a time.
 
-    A clip no longer than a window is what `denoise` makes.
+    A clip no longer than a window that goes on from nothing is what `denoise` makes. The first frames are `told.lead`.
     """
     piece = replace(told.sampling, num_frames=told.sampling.at_once)
-    latents = denoise(residence, told.conditioning, [seed], piece, on_step)[0]
+    leading = told.sampling.leading
+    change = partial(changed, known=told.lead, held=told.held, leading=leading, let_go=False)
+    latents = denoise(residence, told.conditioning, [seed], piece, on_step, change)[0]
+    if told.lead is not None:
+        latents[: len(told.lead)] = told.lead
     for number, start in enumerate(told.sampling.starts()[1:], start=1):
         known = latents[start:]
         conditioning = told.conditioning
         if told.picture is not None:
             picture = first_picture(residence, known, torch.from_numpy(told.picture))
-            conditioning = condition(residence, picture[None], [seed], piece)
+            mask = None if told.held is None else told.held.mask
+            conditioning = condition(residence, picture[None], [seed], piece, mask)
         own = (seed + number * _SEED_STEP) % 2**63
-        going_on = denoise(residence, conditioning, [own], piece, on_step, partial(drawn_to, known=known))[0]
+        change = partial(changed, known=known, held=told.held, leading=leading, let_go=True)
+        going_on = denoise(residence, conditioning, [own], piece, on_step, change)[0]
         latents = torch.cat([latents[:start], going_on])
-    return latents
+    return latents[: told.sampling.num_frames]
 
 
-def drawn_to(denoise: Denoise, known: Tensor) -> Denoise:
+def changed(denoise: Denoise, known: Tensor | None, held: Held | None, leading: int, let_go: bool) -> Denoise:
+    """A denoiser that goes on from known frames, scaled latents (t, c, h, w), and holds a part of the picture still."""
+    if held is not None:
+        denoise = held_still(denoise, held)
+    if known is None:
+        return denoise
+    return led_by(denoise, known) if len(known) <= leading else drawn_to(denoise, known, let_go)
+
+
+def held_still(denoise: Denoise, held: Held) -> Denoise:
+    """A denoiser whose estimate, where nothing is to move, is the picture."""
+
+    def still(x: Tensor, sigma: Tensor) -> Tensor:
+        x0 = denoise(x, sigma)
+        return torch.lerp(held.latent.to(x0).expand_as(x0), x0, held.mask.to(x0).expand_as(x0))
+
+    return still
+
+
+def drawn_to(denoise: Denoise, known: Tensor, let_go: bool = True) -> Denoise:
     """A denoiser whose estimate of the first frames is that of the known ones, scaled latents (t, c, h, w).
 
-    The first half of them wholly, then less and less.
+    Where it may let go, the first half of them wholly, then less and less.
     """
     count = len(known)
     weight = (2 - 2 * (torch.arange(count) + 0.5) / count).clamp(max=1)[:, None, None, None]
+    weight = weight if let_go else torch.ones_like(weight)
 
     def drawn(x: Tensor, sigma: Tensor) -> Tensor:
         x0 = denoise(x, sigma)

@@ -24,7 +24,7 @@ from svdcli.model.blocks import Downsample, SpatioTemporalResBlock, Upsample
 from svdcli.model.bundle import BundleFiles
 from svdcli.model.embedding import EmbeddingMLP
 from svdcli.model.text_encoder import TextEncoder
-from svdcli.model.unet import UNet
+from svdcli.model.unet import UNet, UNetConfig
 
 Mode = Literal["high", "normal", "low", "none"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -60,6 +60,10 @@ class Residence:
                 replace_tensors(module, lambda tensor: tensor.to("meta"))
             if self.mode != "high":
                 self.release()
+
+    @property
+    def unet_config(self) -> UNetConfig:
+        return UNetConfig.from_dict(self.files.configs["unet"])
 
     def release(self) -> None:
         """Give back to the system what nothing holds any more."""

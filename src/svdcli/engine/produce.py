@@ -142,6 +142,7 @@ def write_clip(
         on_frames=lambda done: listener.frames(job, done, total),
         on_smaller=lambda chunk: listener.note(f"the memory ran out; decoding again, {chunk} frames at a time"),
     )  # fmt: skip
+    frames = frames[manifest.get("leading_frames", 0) :]  # those are the clip's that it goes on from
     manifest = manifest | decoding(residence, replace(writing, chunk=chunk)) | {"output": str(job.output)}
     with atomic_path(sidecar_path(job.output)) as sidecar:  # both or neither
         write_manifest(sidecar, manifest)

@@ -25,6 +25,7 @@ from svdcli.engine.memory import Residence
 from svdcli.io.images import write_png
 from svdcli.io.sheet import contact_sheet, labelled_row
 from svdcli.io.video import write_video
+from svdcli.model.unet import UNet, UNetConfig
 
 NUM_SAMPLES = 3
 """clips, of as many held-out pictures"""
@@ -62,6 +63,12 @@ class Held(Residence):
     @contextmanager
     def use(self, part: str) -> Iterator[Any]:
         yield self._parts[part]
+
+    @property
+    def unet_config(self) -> UNetConfig:
+        unet = self._parts["unet"]
+        assert isinstance(unet, UNet)
+        return unet.config
 
     def release(self) -> None:
         """Nothing here is ours to give back."""

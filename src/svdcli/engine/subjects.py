@@ -14,11 +14,30 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from svdcli.engine.generate import Sampling, condition, condition_on_prompts
+from svdcli.data.motion import MotionCalibration, motion_score
+from svdcli.engine.generate import Sampling, condition, condition_on_prompts, encode_clean
 from svdcli.engine.memory import Residence
+from svdcli.errors import InputError
 from svdcli.io.images import Fit, Picture, fit_picture, read_picture
+from svdcli.io.timed import last_frames, open_timed
 from svdcli.model.conditioning import Conditioning
+
+KNOWN = 3
+"""Last frames of a clip that it goes on from, where a bundle does not say better: enough to tell how things move and speed up,
+and the more there are, the farther the new ones lie from the picture that the network is told of."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """The part of a picture that does not move."""
+
+    mask: Tensor
+    """(1, h, w) in latents: 1 where it moves, 0 where it is held"""
+    latent: Tensor
+    """of the picture, scaled, (c, h, w)"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,10 @@ class Told:
     """for the manifest"""
     picture: npt.NDArray[np.float32] | None = None
     """what the clip begins with, (H, W, 3) in [0, 1]"""
+    lead: Tensor | None = None
+    """frames that the clip goes on from, its first ones, scaled latents (n, c, h, w); they are not written"""
+    held: Held | None = None
+    """what of the picture stays still"""
     notes: tuple[str, ...] = ()
 
 
@@ -59,6 +82,8 @@ class Still:
     fit: Fit = "crop"
     turn: bool = False
     """a portrait turns the size on its side"""
+    mask: Path | None = None
+    """a picture of the same shape, white where it may move and black where it is held still"""
 
     @property
     def name(self) -> str:
@@ -68,9 +93,60 @@ class Still:
         picture = read_picture(self.source)
         sampling = turned(sampling, picture) if self.turn else sampling
         fitted = fit_picture(picture, sampling.width, sampling.height, self.fit)
-        pixels = torch.from_numpy(fitted).movedim(-1, 0)[None] * 2 - 1
-        conditioning = condition(residence, pixels, [seed], sampling)
-        return Told(conditioning, sampling, {"fit": self.fit}, fitted, tuple(picture.notes))
+        pixels = to_signed(fitted)[None]
+        facts: dict[str, Any] = {"fit": self.fit}
+        held = None
+        if self.mask is not None:
+            held = Held(self._mask(residence, picture, sampling), encode_clean(residence, pixels)[0])
+            facts |= {"motion_mask": str(self.mask), "moving_share": round(held.mask.mean().item(), 4)}
+        conditioning = condition(residence, pixels, [seed], sampling, held.mask if held else None)
+        return Told(conditioning, sampling, facts, fitted, held=held, notes=tuple(picture.notes))
+
+    def _mask(self, residence: Residence, picture: Picture, sampling: Sampling) -> Tensor:
+        """(1, h, w) in latents. Raises InputError where it is no picture of that shape."""
+        assert self.mask is not None
+        mask = read_picture(self.mask)
+        (height, width), (rows, columns) = mask.pixels.shape[:2], picture.pixels.shape[:2]
+        if abs(width / height - columns / rows) > 0.02 * columns / rows:
+            raise InputError(
+                f"The motion mask {self.mask.name} is {width}x{height}, and {self.name} is {columns}x{rows}.",
+                "Paint it on a copy of the picture.",
+            )
+        grey = fit_picture(mask, sampling.width, sampling.height, self.fit).mean(-1)
+        size = sampling.height // residence.files.downscale, sampling.width // residence.files.downscale
+        return F.adaptive_avg_pool2d(torch.from_numpy(grey)[None], size)
+
+
+@dataclass(frozen=True)
+class Continued:
+    """A clip that is to go on, for an image-to-video bundle."""
+
+    source: Path
+    count: int
+    """of its last frames, at the rate of what is made, so many are known"""
+    fit: Fit = "crop"
+    turn: bool = False
+    motion_asked: bool = False
+    """else the motion bucket is that of the known frames, where the bundle says how it is measured"""
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def tell(self, residence: Residence, seed: int, sampling: Sampling) -> Told:
+        frames = last_frames(open_timed(self.source), self.count, sampling.fps)
+        pictures = [Picture(frame.astype(np.float32) / np.float32(255), self.source) for frame in frames]
+        sampling = turned(sampling, pictures[0]) if self.turn else sampling
+        fitted = np.stack([fit_picture(p, sampling.width, sampling.height, self.fit) for p in pictures])
+        knots = residence.files.settings.motion_calibration
+        if knots and not self.motion_asked and self.count > 1:
+            score = motion_score(np.rint(fitted * 255).astype(np.uint8), sampling.fps)
+            sampling = replace(sampling, motion_bucket=MotionCalibration.from_knots(knots).bucket(score))
+        pixels = to_signed(fitted)
+        conditioning = condition(residence, pixels[:1], [seed], sampling)
+        facts = {"fit": self.fit, "leading_frames": self.count}
+        lead = encode_clean(residence, pixels)
+        return Told(conditioning, sampling, facts, fitted[0], lead=lead)
 
 
 @dataclass(frozen=True)
@@ -92,6 +168,11 @@ class Prompt:
     def tell(self, residence: Residence, seed: int, sampling: Sampling) -> Told:
         conditioning = condition_on_prompts(residence, [self.text], self.negative, sampling)
         return Told(conditioning, sampling, {"prompt": self.text, "negative": self.negative})
+
+
+def to_signed(pixels: npt.NDArray[np.float32]) -> Tensor:
+    """Pixels (..., H, W, 3) in [0, 1] -> (..., 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(pixels).movedim(-1, -3) * 2 - 1
 
 
 def turned(sampling: Sampling, picture: Picture) -> Sampling:

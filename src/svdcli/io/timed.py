@@ -6,6 +6,7 @@ What it is not: the reader that training uses (see `data`).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from svdcli.io.video import (
     add_picture_stream,
     even,
     even_note,
+    exact_rate,
     file_is_cut_off,
     new_mp4,
     opened,
@@ -93,6 +95,26 @@ def open_timed(path: str | Path) -> TimedVideo:
             file, first.shape[1], first.shape[0], Fraction(rate), Fraction(stream.time_base),
             stream.frames or max(1, round(lasts * rate)), bool(container.streams.audio),
         )  # fmt: skip
+
+
+def last_frames(video: TimedVideo, count: int, fps: float) -> list[Frame]:
+    """The last `count` frames of a video shown at `fps`, of its own the nearest ones (H, W, 3). Decodes all of it.
+
+    Raises InputError where it is shorter than that, or ends too early.
+    """
+    span = Fraction(count - 1) / exact_rate(fps) / video.time_base
+    known = deque[Timed]()
+    for frame, time in video.frames():
+        known.append((frame, time))
+        while len(known) > 1 and known[1][1] <= time - span:
+            known.popleft()
+    if not known or known[-1][1] - known[0][1] < span - 1 / video.rate / video.time_base:
+        raise InputError(
+            f"{video.path.name} is shorter than the {count} frames at {fps:g} a second that it is to go on from.",
+            f"Give a longer clip, or a rate nearer to its own: --fps {float(video.rate):g}",
+        )
+    wanted = [known[-1][1] - span * (count - 1 - i) / max(count - 1, 1) for i in range(count)]
+    return [min(known, key=lambda timed: abs(timed[1] - w))[0] for w in wanted]  # noqa: B023
 
 
 def _decoded(video: TimedVideo, container: Any) -> Iterator[Timed]:

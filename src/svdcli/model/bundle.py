@@ -238,7 +238,8 @@ def _task(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) ->
         return "multiview"
     if "mask_latent" in index:
         return "interp"
-    return "i2v" if "image_encoder" in index and config.in_channels == 2 * config.out_channels else "t2v"
+    continues = config.in_channels == 2 * config.out_channels or config.takes_mask
+    return "i2v" if "image_encoder" in index and continues else "t2v"
 
 
 def _open_single(name: str, path: Path) -> BundleFiles:

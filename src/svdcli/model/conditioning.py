@@ -72,14 +72,16 @@ class Conditioning:
 
 
 def condition_on_image(
-    embedding: Tensor, latent: Tensor, fps: Tensor, motion_bucket: Tensor, augment: Tensor
-) -> Conditioning:
+    embedding: Tensor, latent: Tensor, fps: Tensor, motion_bucket: Tensor, augment: Tensor,
+    mask: Tensor | None = None,
+) -> Conditioning:  # fmt: skip
     """Image-to-video conditioning of a batch, each clip with its own values.
 
     embedding: (B, D) of the clean picture. latent: (B, c, h, w), unscaled posterior mode of the
     noise-augmented picture. fps (frames a second), motion_bucket and augment (σ of the noise on pixels in
-    [-1, 1]): (B,).
+    [-1, 1]): (B,). mask: (B, 1, h, w), 1 where the picture may move, for a network that takes one.
     """
+    latent = latent if mask is None else torch.cat([latent, mask.to(latent)], dim=1)
     ids = torch.stack([fps_id(fps), motion_bucket, augment], dim=1).float()
     return Conditioning(Context(embedding[:, None]), latent[:, None], ids.to(embedding.device))
 

@@ -87,6 +87,11 @@ class UNetConfig:
         """How many scalars (fps, motion bucket, augmentation σ) the vector condition takes; 0: it has no layers for any."""
         return self.projection_class_embeddings_input_dim // self.addition_time_embed_dim
 
+    @property
+    def takes_mask(self) -> bool:
+        """Whether an image-to-video network is told, in one channel more, where the picture may move."""
+        return self.in_channels == 2 * self.out_channels + 1
+
     def per_level(self, name: str) -> tuple[int, ...]:
         """A setting that may be one number for all levels, as one number a level."""
         value = getattr(self, name)
@@ -228,18 +233,20 @@ class UNet(nn.Module):
     def embed(self, c_noise: Tensor, vector_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Noise level (B,) and ids (B, K) -> the embedding that shifts every block (B, D), after its SiLU.
 
-        Without ids, as for images: of the noise level alone.
+        Without ids, as for images: of the noise level alone. Of a noise level a frame (B, T) it is one a frame (B T, D).
         """
         config = self.config
         if vector_ids is not None and vector_ids.shape[1] != config.num_vector_ids:
             raise ValueError(
                 f"the network takes {config.num_vector_ids} vector ids, not {vector_ids.shape[1]}"
             )
-        emb = self.time_embedding(sinusoid(c_noise, config.block_out_channels[0]).to(dtype))
+        emb = self.time_embedding(sinusoid(c_noise.flatten(), config.block_out_channels[0]).to(dtype))
         if vector_ids is None or not config.num_vector_ids:
             return nn.functional.silu(emb)
-        ids = sinusoid(vector_ids, config.addition_time_embed_dim).flatten(1).to(dtype)
-        return nn.functional.silu(emb + self.add_embedding(ids))
+        ids = self.add_embedding(sinusoid(vector_ids, config.addition_time_embed_dim).flatten(1).to(dtype))
+        if c_noise.ndim > 1:
+            ids = ids.repeat_interleave(c_noise.shape[1], dim=0)
+        return nn.functional.silu(emb + ids)
 
     def forward(
         self,
@@ -251,10 +258,10 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Predict F (B, T, C_out, h, w), of x's dtype.
 
-        x: (B, T, C_in, h, w), scaled noisy latents with the concat latents behind them. c_noise: (B,), ¼ ln
-        σ. context: (B, N, D) or a `Context`, which keeps the one-token vectors from step to step. vector_ids:
-        (B, K), fps id, motion bucket, augmentation σ in this order. `as_images`: the temporal layers and the ids
-        stay out, each frame is denoised by itself; an image network knows nothing else. Raises ValueError where the
+        x: (B, T, C_in, h, w), scaled noisy latents with the concat latents behind them. c_noise: (B,), ¼ ln σ, or (B, T)
+        where frames differ in their noise. context: (B, N, D) or a `Context`, which keeps the one-token vectors from step to
+        step. vector_ids: (B, K), fps id, motion bucket, augmentation σ in this order. `as_images`: the temporal layers and the
+        ids stay out, each frame is denoised by itself; an image network knows nothing else. Raises ValueError where the
         number of ids is not the network's.
         """
         batch, length = x.shape[:2]

@@ -206,6 +206,29 @@ class ImageToVideoTask(GivenFramesTask):
     kind: Literal["i2v"]
     p_mean: float = 1.0
     p_std: Annotated[float, Field(gt=0)] = 1.6
+    leading: tuple[Share, Share, Share, Share] | None = None
+    """how often 0, 1, 2 and 3 first frames of a clip are given clean, to be gone on from, and do not count in the loss;
+    absent: none are, and the clip begins with the picture alone"""
+    motion_mask: Fraction = 0.0
+    """share of clips that are told where they move, in a channel of its own, and stand still elsewhere; above 0 the network
+    has one input channel more than other tools know"""
+
+    @model_validator(mode="after")
+    def _check_leading(self) -> Self:
+        if self.leading is None:
+            return self
+        if not sum(self.leading):
+            raise ValueError("leading needs a share above 0")
+        if self.most_leading >= min(self.num_frames):
+            raise ValueError(
+                "leading gives all of the shortest clips of num_frames: nothing is left to learn"
+            )
+        return self
+
+    @property
+    def most_leading(self) -> int:
+        """Clean leading frames, at most."""
+        return max((n for n, share in enumerate(self.leading or ()) if share), default=0)
 
 
 class InterpolationTask(GivenFramesTask):

@@ -40,6 +40,10 @@ class Batch:
     """σ of the noise that the given frames get, (B,)"""
     examples: tuple[Example, ...] = ()
     """where the clips come from"""
+    leads: Tensor | None = None
+    """how many first frames of each clip are given clean, (B,)"""
+    mask: Tensor | None = None
+    """where each clip may move, (B, 1, h, w)"""
 
 
 class GivenFrames(ClipTask):

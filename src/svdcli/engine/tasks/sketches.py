@@ -22,7 +22,7 @@ from svdcli.model import hub
 from svdcli.model.bundle import open_bundle
 from svdcli.model.discriminator import PatchDiscriminator
 from svdcli.model.image_encoder import ImageEncoder
-from svdcli.model.inflate import video_config
+from svdcli.model.inflate import grown, video_config
 from svdcli.model.text_encoder import build as build_text
 from svdcli.model.unet import UNet
 from svdcli.model.vae import VAE, VAEConfig
@@ -118,11 +118,16 @@ def _i2v(recipe: Recipe, num_frames: int) -> Sketch:
     assert isinstance(task, ImageToVideoTask)
     latents = _Latents(recipe, num_frames)
     unet = new_unet(task, latents.vae.config, data.width)
+    mask = None
+    if task.motion_mask:
+        unet = grown(unet, unet.config.in_channels + 1, unet.config.num_vector_ids)
+        mask = torch.empty(batch, 1, *latents.shape[3:])
     encoder = _image_encoder(task)
 
     def run(network: nn.Module) -> Tensor:
         fps, motion, augment = (torch.empty(batch) for _ in range(3))
-        clip = Batch(latents.empty(), torch.empty(batch, 3, data.height, data.width), fps, motion, augment)
+        picture = torch.empty(batch, 3, data.height, data.width)
+        clip = Batch(latents.empty(), picture, fps, motion, augment, mask=mask)
         condition = torch.empty(batch, *latents.shape[2:])
         return network(latents.empty(), torch.empty(batch), clip, condition, torch.empty(batch, 2))
 
