@@ -67,7 +67,7 @@ OPTIONAL = (
     Part("trimesh", "trimesh", "reading meshes"),
     Part("scipy", "scipy", "colouring point clouds"),
     Part("accelerate", "accelerate", "the tests, beside diffusers"),
-    Part("diffusers", "diffusers", "the tests: the reference to agree with"),
+    Part("diffusers", "diffusers", "pictures of words (svd sample --image-model), and the tests"),
 )
 ENCODERS = (
     ("libx264", "mp4", True),

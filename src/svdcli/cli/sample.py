@@ -38,6 +38,7 @@ from svdcli.cli.choices import (
 )
 from svdcli.cli.console import out
 from svdcli.cli.making import Made, Run, Watcher, index_path, rank_clips, read_index, sheet_path, write_index
+from svdcli.cli.painting import choose_painter, painted, picture_paths
 from svdcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ HELP_BUNDLE = "Name (svd, svd-xt, svd-xt-1.1, nano), folder, .safetensors or hub
 HELP_IMAGES = "Pictures, folders or globs; with --interpolate clips too."
 HELP_PROMPT = (
     "Words instead of a picture, for a text-to-video or an image bundle; may be given several times."
+)
+HELP_PAINTER = (
+    "A text-to-image model that diffusers loads (folder or hub id): it paints the prompt, which then moves."
 )
 HELP_INTERPOLATE = (
     "Find the frames between pictures, or between those of a clip; needs an interpolation bundle."
@@ -75,6 +79,9 @@ def sample(
     images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE...", help=HELP_IMAGES)] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help=HELP_PROMPT)] = None,
     negative: Annotated[str, typer.Option(metavar="TEXT", help="What a prompt's guidance leads away from.")] = "",
+    image_model: Annotated[str | None, typer.Option(metavar="REF", help=HELP_PAINTER)] = None,
+    image_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the image model; else its own.")] = None,
+    image_guidance: Annotated[float | None, typer.Option(help="Guidance of the image model; else its own.")] = None,
     bundle: Annotated[str | None, typer.Option("--bundle", "-b", metavar="REF", help=HELP_BUNDLE)] = None,
     lora: LoraOption = None,
     output: Annotated[str | None, typer.Option("--output", "-o", metavar="PATH", help=HELP_OUTPUT)] = None,
@@ -122,13 +129,14 @@ def sample(
         refuse({
             "--prompt": prompt, "--lora": lora, "--count": count > 1, "--rank": rank, "--devices": devices > 1,
             "--preview": preview, "--window": window, "--decode-chunk": decode_chunk, "--decode-overlap": decode_overlap,
-            "--continue": continue_, "--motion-mask": motion_mask,
+            "--continue": continue_, "--motion-mask": motion_mask, "--image-model": image_model,
         })  # fmt: skip
         return sample_between(Wanted(
             images or [], bundle, output, kind, size, fit, seed, motion, asked, dtype, device, vram, overwrite, plan
         ))  # fmt: skip
     chosen_kind = choose_kind(kind, output) or "mp4"
-    if rank and (count == 1 or chosen_kind == "latents" or prompt):
+    check_number("--image-guidance", image_guidance, 0, 100)
+    if rank and (count == 1 or chosen_kind == "latents" or (prompt and not image_model)):
         raise UsageError("--rank compares several decoded clips of one picture", "Add --count 4, as a video.")
     if motion_mask and (prompt or continue_):
         raise UsageError("--motion-mask says what of a picture moves", "Give it with pictures alone.")
@@ -143,8 +151,9 @@ def sample(
     from svdcli.engine.produce import Job, Writing
     from svdcli.model.bundle import open_bundle
 
+    painter = choose_painter(image_model, prompt or [], image_steps, image_guidance, negative, devices)
     files = open_bundle(bundle)
-    files.require_task(*(("t2v", "image") if prompt else ("i2v",)))
+    files.require_task(*(("t2v", "image") if prompt and painter is None else ("i2v",)))
     files = add_loras(files, lora or [])
     if continue_:
         subjects, asked["num_frames"] = going_on(subjects, files, frames)
@@ -158,10 +167,12 @@ def sample(
     sources = [subject.source for subject in subjects]
     paths = output_paths(output, sources, seeds, chosen_kind, ".", bundle=files.name, overwrite=overwrite)
     jobs = [Job(*each, path) for each, path in zip(product(subjects, seeds), paths, strict=True)]
-    check_outputs(jobs, rank, preview, overwrite)
+    check_outputs(jobs, rank, preview, overwrite, list(picture_paths(jobs).values()) if painter else [])
     settled = settle(planner, vram, devices)
     warn_unusual(files, sampling)
     writing = Writing(chosen_kind, settled.chunk, overlap, preview)
+    if painter is not None:
+        jobs = painted(jobs, painter, fit, (sampling.width, sampling.height), where, planner.dtype)
     run = Run(jobs, files, sampling, writing, settled.mode, where, planner.dtype, rank)
     made = run.on(min(devices, len(jobs))) if min(devices, len(jobs)) > 1 else run.here()
     answer(made, rank_clips(made) if rank else [])
@@ -258,7 +269,9 @@ def decode(
     answer([Made(clip.job, clip.manifest)], [])
 
 
-def check_outputs(jobs: Sequence[Job], rank: bool, preview: bool, overwrite: bool) -> None:
+def check_outputs(
+    jobs: Sequence[Job], rank: bool, preview: bool, overwrite: bool, others: Sequence[Path] = ()
+) -> None:
     """Every file that the run will write can be written, and replaces none that it should not."""
     from svdcli.engine.produce import latents_path, preview_path
     from svdcli.io.manifest import sidecar_path
@@ -266,7 +279,7 @@ def check_outputs(jobs: Sequence[Job], rank: bool, preview: bool, overwrite: boo
     beside = [latents_path(job.output) for job in jobs]
     beside += [sidecar_path(job.output) for job in jobs]
     beside += [preview_path(job.output) for job in jobs if preview]
-    beside += [sheet_path([job]) for job in jobs if rank]
+    beside += [*(sheet_path([job]) for job in jobs if rank), *others]
     if len(set(beside)) < len(beside):
         raise UsageError(
             "the names of several outputs differ only behind a dot", "Use - in the template instead."
