@@ -23,6 +23,8 @@ HELP_FROM = "The bundle to go on from: a name, folder, file or hub id; else the 
 HELP_SET = "Change a key of the recipe: --set optim.lr=1e-5"
 HELP_RUN = "Where checkpoints and the result go; else runs/KIND-NAME. The same command resumes there."
 
+HELP_PUSH = "Put the finished model there, with a card written from the run; asked for before training, done after it."
+
 
 def register(app: typer.Typer) -> None:
     app.command()(finetune)
@@ -39,6 +41,8 @@ def finetune(
     show_step: Annotated[int, typer.Option(min=0, help="The step that --show-batch draws.")] = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would cost, and train nothing.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Write the run so far as one page, and train nothing.")] = False,
+    push_to_hub: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help=HELP_PUSH)] = None,
+    private: Annotated[bool, typer.Option("--private", help="A new repository of --push-to-hub is seen by you alone.")] = False,
 ) -> None:  # fmt: skip
     """Teach a model your footage: from a folder of videos with good defaults, or by a recipe."""
     command = typed(kind, source, bundle, run)
@@ -56,7 +60,7 @@ def finetune(
 
         recipe = recipe_for(kind.value, source, bundle, run, changes)
         told = f"{recipe.data.location} upon {recipe.task.start}, by the shipped defaults"
-    act(recipe, command, Wish(show_batch, show_step, plan, report), told)
+    act(recipe, command, Wish(show_batch, show_step, plan, report, push_to_hub, private), told)
 
 
 def is_recipe(source: str) -> bool:

@@ -69,6 +69,8 @@ class Wish:
     show_step: int = 0
     plan: bool = False
     report: bool = False
+    push_to_hub: str | None = None
+    private: bool = False
 
 
 def changed(set_: list[str] | None, minutes: float | None) -> list[str]:
@@ -88,14 +90,18 @@ def act(recipe: Recipe, command: str, wish: Wish, told: str) -> None:
     elif wish.plan:
         _plan(recipe, command)
     else:
-        _train(recipe, command, told)
+        _train(recipe, command, told, wish)
 
 
-def _train(recipe: Recipe, command: str, told: str) -> None:
+def _train(recipe: Recipe, command: str, told: str, wish: Wish) -> None:
+    from svdcli.engine.launch import is_first
     from svdcli.engine.preflight import check
+    from svdcli.engine.publish import push, require_access
     from svdcli.engine.state import CHECKPOINT
 
     start = check(recipe)
+    if wish.push_to_hub is not None:
+        require_access(wish.push_to_hub)
     out.say(told)
     _introduce(start)
     step, figures = _run(start)
@@ -116,6 +122,9 @@ def _train(recipe: Recipe, command: str, told: str) -> None:
         f"step {step} of {run.num_steps}{': ' + told if told else ''}",
         f"result: {_result(start.recipe)}",
     ]
+    if done and wish.push_to_hub is not None and is_first():
+        published = push(start.recipe, wish.push_to_hub, wish.private, start.num_videos, start.num_held_out)
+        facts["published"], lines = published, [*lines, f"published: {published}"]
     out.result(facts, lines)
     out.next(_next(start.recipe) if done else f"{command}   (the same command, for the other steps)")
 

@@ -54,6 +54,7 @@ def recipe_for(
     data |= {"source": source, "width": settings.width, "height": settings.height}
     if "camera" in data and not holds_shards(source):
         del data["camera"]  # a folder has no index that would tell: all of it shows the move
+    data.pop("held_out", None)  # names of the recipe's own footage
     tree["run"]["folder"] = str(run or default_folder(kind, source))
     for change in changes:
         override_key(tree, change)

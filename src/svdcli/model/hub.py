@@ -314,7 +314,7 @@ def explain(error: Exception, ref: str, repo: str, endpoint: str | None) -> SvdE
             f"{host} refuses access to {repo} ({status}).",
             f"Log in with `hf auth login`, accept the licence at {page}, try again.",
         )
-    if isinstance(error, (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError)) or _is_network(
+    if isinstance(error, (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError)) or is_network(
         error
     ):
         said = f" (status {status})" if status else ""
@@ -328,7 +328,7 @@ def explain(error: Exception, ref: str, repo: str, endpoint: str | None) -> SvdE
     raise error
 
 
-def _is_network(error: Exception) -> bool:
+def is_network(error: Exception) -> bool:
     """Whether an error comes from the HTTP client beneath huggingface_hub: requests, httpx or httpx2, by its
     version.
     """
