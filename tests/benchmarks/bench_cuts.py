@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "curate" / "split"))
 import edits  # noqa: E402
 
-from svdcli.curate.split.cuts import TINY, CutFinder  # noqa: E402
 from svdcli.curate.split.opening import frames, opened  # noqa: E402
+from svdcli.data.cuts import TINY, CutFinder  # noqa: E402
 from svdcli.recipe.curation import Split  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from svdcli.diffusion.noise import NoiseSource
 from svdcli.engine import interpolate as engine
 from svdcli.engine.generate import Sampling
-from svdcli.engine.lift import Filler, lift
+from svdcli.engine.lift import Clip, Filler, lift, lift_file
 from svdcli.engine.memory import Residence
 from svdcli.engine.samples import Held
 from svdcli.engine.tasks import make_task
@@ -22,6 +23,8 @@ from svdcli.engine.tasks.given import keep_mask
 from svdcli.engine.tasks.interp import Interpolation
 from svdcli.engine.train import train
 from svdcli.errors import InputError, RecipeError
+from svdcli.io.timed import open_timed
+from svdcli.io.video import read_video, write_video
 from svdcli.model.bundle import open_bundle
 from svdcli.model.conditioning import Conditioning, Ends, condition_on_ends
 from svdcli.model.mask_latent import MaskLatent, MaskLatentConfig
@@ -352,3 +355,32 @@ def test_a_bundle_without_its_learned_latent_is_refused(between_bundle_path: Pat
     save_bundle({n: part_of(files.part(n)) for n in names}, tmp_path / "lame", files.settings)
     with pytest.raises(InputError, match="has no mask_latent"):
         open_bundle(tmp_path / "lame")
+
+
+def test_nothing_is_found_across_a_cut() -> None:
+    frames = [(np.full((4, 4, 3), 10 * i, np.uint8), i) for i in range(5)]
+    asked: list[int] = []
+
+    def fill(pairs: np.ndarray, first: int) -> np.ndarray:
+        asked.append(first)
+        return np.full((len(pairs), 3, 4, 4, 3), 255, np.uint8)
+
+    lifted = list(lift(frames, fill, 5, 2, {2}))
+    shades = [int(frame[0, 0, 0]) for frame, _ in lifted]
+    assert shades == [0, 255, 255, 255, 10, 10, 10, 10, 20, 255, 255, 255, 30, 255, 255, 255, 40]
+    assert [time for _, time in lifted] == list(range(17)) and asked == [0, 2]
+
+
+def test_the_cuts_of_a_clip_are_found_and_said(residence: Residence, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shots = [np.kron(rng.integers(0, 255, (4, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(2)]
+    frames = np.stack([np.roll(shot, t, axis=1) for shot in shots for t in range(12)])
+    write_video(tmp_path / "a.mp4", frames, 12.0, {}, "mp4")
+    source, notes = Clip(open_timed(tmp_path / "a.mp4")), list[str]()
+    fill = Filler(residence, replace(Sampling.of(residence.files.settings), num_steps=1), 0)
+    manifest = lift_file(source, tmp_path / "out.mp4", "mp4", fill, 4, on_note=notes.append)
+    assert manifest["cuts"] == source.cuts() == [12] and "1 cuts in a.mp4" in notes[0]
+    made, _ = read_video(tmp_path / "out.mp4")
+    parts = residence.files.settings.num_frames - 1
+    held = made[11 * parts : 12 * parts + 1].astype(int)
+    assert np.abs(held[1:parts] - held[0]).mean() < 4 < 12 < np.abs(held[parts] - held[0]).mean()

@@ -1,12 +1,13 @@
 """A clip at a higher frame rate: its own frames as they are, and between each two of them those that a model finds.
 
 It works through the clip a few pairs at a time, so that its length does not matter; a pair's frames do not depend on the
-pairs beside it. What it is not: the sampling itself, which is `interpolate`'s.
+pairs beside it. Across a cut nothing is found: the frame before it is held. What it is not: the sampling itself, which is
+`interpolate`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from svdcli.data.cuts import shot_starts
 from svdcli.data.motion import MotionCalibration
 from svdcli.engine.generate import Sampling
 from svdcli.engine.interpolate import interpolate, pair_motion_score
@@ -62,6 +64,9 @@ class Source(Protocol):
     def frames(self) -> Iterator[Timed]:
         """All of one size."""
 
+    def cuts(self) -> list[int]:
+        """Numbers of the frames before which a cut lies, so that nothing is between them and the ones before."""
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -103,6 +108,9 @@ class Clip:
                 frame = to_bytes(fit_picture(picture, *self.other_size, self.fit))
             yield frame, time
 
+    def cuts(self) -> list[int]:
+        return shot_starts((frame for frame, _ in self.video.frames()), float(self.rate))
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -130,6 +138,9 @@ class Pictures:
     def frames(self) -> Iterator[Timed]:
         for index, path in enumerate(self.paths):
             yield to_bytes(fit_picture(read_picture(path), *self.size, self.fit)), index
+
+    def cuts(self) -> list[int]:
+        return []
 
 
 def to_bytes(pixels: npt.NDArray[np.float32]) -> Frame:
@@ -172,10 +183,13 @@ class Filler:
         return MotionCalibration.from_knots(settings.motion_calibration).bucket(score)
 
 
-def lift(frames: Iterable[Timed], fill: Fill, num_frames: int, batch: int) -> Iterator[Timed]:
+def lift(
+    frames: Iterable[Timed], fill: Fill, num_frames: int, batch: int, cuts: Container[int] = ()
+) -> Iterator[Timed]:
     """Frames with their times -> those very frames and num_frames - 2 between each two, evenly in time.
 
-    The times that come out are in units of 1 / (num_frames - 1) of those that came in. `batch` pairs are filled at once.
+    Across a cut, which lies before the frames of those numbers, nothing is found: the frame before it is held. The times that
+    come out are in units of 1 / (num_frames - 1) of those that came in. `batch` pairs are filled at once.
     Raises InputError for a single frame.
     """
     parts, number, waiting = num_frames - 1, 0, list[Timed]()
@@ -183,23 +197,26 @@ def lift(frames: Iterable[Timed], fill: Fill, num_frames: int, batch: int) -> It
         waiting.append(timed)
         if len(waiting) <= batch:
             continue
-        yield from _filled(waiting, fill, parts, number)
+        yield from _filled(waiting, fill, parts, number, cuts)
         number, waiting = number + batch, waiting[-1:]
     if not number and len(waiting) < 2:
         raise InputError("There is nothing between a single frame.", "Give two pictures or more, or a clip.")
-    yield from _filled(waiting, fill, parts, number)
+    yield from _filled(waiting, fill, parts, number, cuts)
     yield waiting[-1][0], waiting[-1][1] * parts
 
 
-def _filled(waiting: list[Timed], fill: Fill, parts: int, number: int) -> Iterator[Timed]:
+def _filled(
+    waiting: list[Timed], fill: Fill, parts: int, number: int, cuts: Container[int]
+) -> Iterator[Timed]:
     """All but the last of what waits, each with the frames behind it."""
     pairs = list(pairwise(waiting))
     if not pairs:
         return
     found = fill(np.stack([np.stack([a, b]) for (a, _), (b, _) in pairs]), number)
-    for ((frame, time), (_, then)), between in zip(pairs, found, strict=True):
+    for i, (((frame, time), (_, then)), between) in enumerate(zip(pairs, found, strict=True)):
         yield frame, time * parts
-        for k, one in enumerate(between, 1):
+        held = number + i + 1 in cuts
+        for k, one in enumerate([frame] * len(between) if held else between, 1):
             yield one, time * parts + k * (then - time)
 
 
@@ -216,10 +233,13 @@ def lift_file(
     """
     parts = fill.sampling.num_frames - 1
     rate, time_base = source.rate * parts, source.time_base / parts
-    manifest = describe(source, output, kind, fill) | {"rate": str(rate), "batch": batch}
+    cuts = source.cuts()
+    manifest = describe(source, output, kind, fill) | {"rate": str(rate), "batch": batch, "cuts": cuts}
+    if cuts:
+        on_note(f"{len(cuts)} cuts in {source.path.name}, across which the frame before is held")
 
     def counted() -> Iterator[Timed]:
-        for timed in lift(source.frames(), fill, fill.sampling.num_frames, batch):
+        for timed in lift(source.frames(), fill, fill.sampling.num_frames, batch, frozenset(cuts)):
             yield timed
             on_frame()
 

@@ -10,8 +10,8 @@ import edits
 import numpy as np
 import pytest
 
-from svdcli.curate.split.cuts import TINY, Cut, CutFinder
 from svdcli.curate.split.opening import frames, opened
+from svdcli.data.cuts import TINY, Cut, CutFinder
 from svdcli.recipe.curation import Level, Split
 
 

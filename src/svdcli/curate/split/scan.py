@@ -2,7 +2,7 @@
 
 Every frame is scaled by ffmpeg's own filter while it is in the cache, and measured; twice a second, at key frames and
 beside sudden changes the picture is kept, larger, in a temporary file. So memory stays flat: of a frame only some
-hundred bytes are held to the end, and its small picture for a few seconds (in `cuts`).
+hundred bytes are held to the end, and its small picture for a few seconds (in `data.cuts`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from svdcli.curate.proxy import KEY_SIDE, SMALL_FPS, SMALL_SIDE
-from svdcli.curate.split.cuts import TINY, Cut, CutFinder
 from svdcli.curate.split.opening import Picture, Shown, Ticks, frames, opened
 from svdcli.curate.split.probe import Probe, square_size, usual_step
 from svdcli.curate.split.samples import Crop, Samples
 from svdcli.curate.split.transnet import probabilities
+from svdcli.data.cuts import TINY, Cut, CutFinder
 from svdcli.errors import InputError
 from svdcli.recipe.curation import Split
 

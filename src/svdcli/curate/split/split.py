@@ -27,12 +27,12 @@ from svdcli.curate.split.clipping import (
     write_copy,
     write_exact,
 )
-from svdcli.curate.split.cuts import Cut
 from svdcli.curate.split.probe import Probe, probe
 from svdcli.curate.split.samples import clip_proxy, letterbox, upright_crop
 from svdcli.curate.split.scan import Scan, scan
 from svdcli.curate.split.smart import can_be_smart, write_smart
 from svdcli.curate.split.spans import Span, spans
+from svdcli.data.cuts import Cut
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
 from svdcli.recipe.curation import Split

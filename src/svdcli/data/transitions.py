@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from svdcli.curate.split.opening import Picture
+Picture = npt.NDArray[np.uint8]
+
 
 Form = Literal["dissolve", "wipe"]
 Floats = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ no mixture of those before and after.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -20,9 +20,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from svdcli.curate.split.opening import Picture
-from svdcli.curate.split.transitions import Transition, Window, transitions
-from svdcli.recipe.curation import Level
+from svdcli.data.transitions import Picture, Transition, Window, transitions
+from svdcli.recipe.curation import Level, Split
 
 TINY = (48, 27)
 """width and height of the frames that are compared, pixels, whatever the shape of the picture"""
@@ -267,3 +266,14 @@ def _hard_cuts(
 def _sure(evidence: float) -> float:
     """Log-odds -> 0..1."""
     return float(1 / (1 + np.exp(-evidence)))
+
+
+def shot_starts(frames: Iterable[Picture], fps: float) -> list[int]:
+    """Frames (H, W, 3) of a video at `fps` -> the numbers of those behind a hard cut, as curation finds them.
+
+    Decides on small copies, so that the length of the video does not matter.
+    """
+    finder = CutFinder(Split().levels, 1 / Fraction(fps).limit_denominator(100_000))
+    for number, frame in enumerate(frames):
+        finder.push(number, np.asarray(cv2.resize(frame, TINY, interpolation=cv2.INTER_AREA), np.uint8))
+    return [cut.start_pts for cut in finder.finish() if cut.kind == "hard" and cut.confidence >= 0.5]
