@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from svdcli.cli import app
@@ -221,3 +222,50 @@ def test_pull(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     assert code == 0 and "licence" in stderr and "hf_secret" not in stdout + stderr
     assert run(capsys, "pull", "svd", "--mirror", "mirror.example")[0] == 2
     assert run(capsys, "pull", "svd", "--token-file", tmp_path / "none")[0] == 2
+
+
+@pytest.mark.parametrize("kind", ["words", "between"])
+def test_bundles_of_other_tasks_there_and_back(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    kind: str,
+    text_bundle_path: Path,
+    between_bundle_path: Path,
+) -> None:
+    source = text_bundle_path if kind == "words" else between_bundle_path
+    single, back = tmp_path / "one.safetensors", tmp_path / "back"
+    assert answer(capsys, "convert", source, single)["layout"] == "single"
+    assert answer(capsys, "convert", single, back, "--to", "diffusers")["path"] == str(back)
+    files = sorted(file.relative_to(source) for file in source.rglob("*") if file.is_file())
+    assert files == sorted(file.relative_to(back) for file in back.rglob("*") if file.is_file())
+    for name in files:
+        one, two = (source / name).read_bytes(), (back / name).read_bytes()
+        assert one == two or json.loads(one) == json.loads(two), name
+    for ref in (source, single):
+        data = answer(capsys, "verify", ref)
+        assert all(check["passed"] for check in data["checks"])
+        assert {f"{part} pass" for part in data_parts(capsys, ref)} <= {
+            check["name"] for check in data["checks"]
+        }
+    code, _, stderr = run(capsys, "info", single)
+    assert code == 0, stderr
+
+
+def data_parts(capsys: pytest.CaptureFixture[str], ref: Path) -> list[str]:
+    return list(answer(capsys, "info", ref)["parts"])
+
+
+def test_a_single_file_with_words_makes_the_same_clip(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    text_bundle_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer(capsys, "convert", text_bundle_path, tmp_path / "one.safetensors")
+    for name, ref in (("a", text_bundle_path), ("b", tmp_path / "one.safetensors")):
+        how = ("--prompt", "a boat", "-o", f"{name}.safetensors", "--bundle", str(ref))
+        assert app.main(["sample", *how]) == 0, capsys.readouterr().err
+    tensors = [load_file(tmp_path / f"{name}.safetensors") for name in "ab"]
+    for key, tensor in tensors[0].items():
+        torch.testing.assert_close(tensors[1][key], tensor, rtol=1e-4, atol=1e-4)

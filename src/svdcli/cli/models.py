@@ -146,7 +146,7 @@ def convert(
         raise UsageError(f"{target} exists already.", "Choose another name, or replace it with --overwrite.")
     check_writable(target)
     files = open_bundle(source)
-    files.require_task("i2v")
+    files.require_task("i2v", "t2v", "interp")
     if target.exists() and any(
         target.resolve() in (path, *path.parents) for path in map(Path.resolve, files.paths())
     ):
@@ -157,9 +157,9 @@ def convert(
         out.warn(note)
     out.say(f"{files.name}: {files.layout} -> {to.value}")
     if to == Layout.single:
-        save_single(parts, target, files.settings)
+        save_single(parts, target, files.settings, files.tokenizer())
     else:
-        save_bundle(parts, target, files.settings, files.configs)
+        save_bundle(parts, target, files.settings, files.configs, files.tokenizer())
     out.result(
         {"source": files.path, "path": target, "layout": to.value, "dtype": dtype.value if dtype else None},
         str(target),
@@ -176,7 +176,7 @@ def verify(
     from svdcli.model.bundle import open_bundle
 
     files = open_bundle(ref)
-    files.require_task("i2v")
+    files.require_task("i2v", "t2v", "interp")
     checks = []
     for check in (*checker.verify(files), *_conventions(files.settings.fps)):
         checks.append(check)
@@ -273,9 +273,7 @@ def _mark(row: dict[str, Any]) -> str:
 
 
 def _parts(files: BundleFiles) -> list[str]:
-    from svdcli.model.bundle import PARTS_OF
-
-    return [part for part in PARTS_OF.get(files.task, ()) if part in files.configs]
+    return list(files.parts)
 
 
 def _part_facts(files: BundleFiles, part: str) -> dict[str, Any]:

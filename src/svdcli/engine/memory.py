@@ -94,7 +94,8 @@ class Residence:
         if self.device.type == "cuda":
             # On a CPU the library lays weights out itself at each call, from a plain one as quickly.
             replace_tensors(module, channels_last)
-        return TextEncoder(module, self.files.path / "tokenizer") if part == "text_encoder" else module
+        tokenizer = self.files.tokenizer() or self.files.path / "tokenizer"
+        return TextEncoder(module, tokenizer) if part == "text_encoder" else module
 
 
 def channels_last(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ What it is: the one place that opens and builds bundles. What it is not: it writ
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from svdcli.model.settings import SETTINGS, Settings
 from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.vae import VAE, VAEConfig
-from svdcli.model.weights import MappedWeights, check_weights, load_module, refuse_pickle, some
+from svdcli.model.weights import MappedWeights, Source, check_weights, load_module, refuse_pickle, some
 
 METADATA = "svdcli"
 """Key of a single file's metadata under which our configurations and settings travel; other tools ignore
@@ -43,9 +44,15 @@ STEMS = {
     "text_encoder": "model",
     "mask_latent": "diffusion_pytorch_model",
 }
-PREFIXES = {"unet": (layouts.UNET,), "vae": (layouts.FIRST_STAGE,), "image_encoder": (layouts.IMAGE_TOWER,)}
+PREFIXES = {
+    "unet": (layouts.UNET,),
+    "vae": (layouts.FIRST_STAGE,),
+    "image_encoder": (layouts.IMAGE_TOWER,),
+    **{part: (prefix,) for part, prefix in layouts.OWN.items()},
+}
 PARTS_OF = {"i2v": PARTS, "interp": (*PARTS, "mask_latent")}
 """What a bundle must hold, by its task."""
+_TOKENIZERS: dict[Path, tempfile.TemporaryDirectory[str]] = {}
 TASKS = {
     "i2v": "an image-to-video model",
     "t2v": "a text-to-video model",
@@ -75,6 +82,26 @@ class BundleFiles:
     single: MappedWeights | None = field(default=None, repr=False)
     loras: tuple[Lora, ...] = ()
     """added to the UNet's weights as they are read"""
+    tokenizer_texts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """of a single file: what its tokenizer's folder would hold"""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those that have weights, in their usual order."""
+        return tuple(part for part in STEMS if part in self.configs)
+
+    def tokenizer(self) -> Path | None:
+        """The folder of the tokenizer: of a single file a temporary one, which is there as long as the process."""
+        if self.single is None:
+            folder = self.path / "tokenizer"
+            return folder if folder.is_dir() else None
+        if not self.tokenizer_texts:
+            return None
+        if self.path not in _TOKENIZERS:
+            _TOKENIZERS[self.path] = tempfile.TemporaryDirectory(prefix="svd-tokenizer-")
+            for name, text in self.tokenizer_texts.items():
+                (Path(_TOKENIZERS[self.path].name) / Path(name).name).write_text(text, encoding="utf-8")
+        return Path(_TOKENIZERS[self.path].name)
 
     @property
     def task(self) -> str:
@@ -139,6 +166,10 @@ class BundleFiles:
             layout = layouts.unet_sources(self.configs[part], shapes)
         elif part == "vae":
             layout = layouts.vae_sources(self.configs[part], shapes, stored)
+        elif part in layouts.OWN:
+            names = list(shapes)
+            single = text_encoder.published(dict.fromkeys(names)) if part == "text_encoder" else shapes
+            layout = {a: Source((layouts.OWN[part] + b,)) for a, b in zip(names, single, strict=True)}
         else:
             layout = layouts.tower_sources(self.configs[part], shapes)
         return self.single.arranged(layout)
@@ -251,26 +282,39 @@ def _open_single(name: str, path: Path) -> BundleFiles:
         )
     mapped = MappedWeights(path)
     shapes = {key: stored.shape for key, stored in mapped.stored.items()}
+    if METADATA in mapped.metadata:
+        return _open_own(name, path, mapped)
     task = implied.task_of(shapes)
     if task == "image":
         config = implied.unet_config(shapes)
         return BundleFiles(name, path, "single", Settings(task=task), {"unet": config}, single=mapped)
     if task != "i2v":
         return BundleFiles(name, path, "single", Settings(task=task), {}, single=mapped)
-    notes = []
-    if layouts.is_image_decoder(shapes):
-        notes.append("its decoder works frame by frame; the temporal layers that svd gives it change nothing")
-    if METADATA in mapped.metadata:
-        saved = _parse(mapped.metadata[METADATA], path)
-        settings = Settings.from_dict(saved.get("settings", {}), Settings())
-        return BundleFiles(name, path, "single", settings, saved.get("configs", {}), tuple(notes), mapped)
+    notes = _notes(shapes)
     num_frames = 14 if path.stem.lower() in ("svd", "svd_image_decoder") else 25
     configs = {
         "unet": {**implied.unet_config(shapes), "num_frames": num_frames},
         "vae": implied.vae_config(shapes),
         "image_encoder": implied.tower_config(shapes),
     }
-    return BundleFiles(name, path, "single", Settings.default(num_frames), configs, tuple(notes), mapped)
+    return BundleFiles(name, path, "single", Settings.default(num_frames), configs, notes, mapped)
+
+
+def _open_own(name: str, path: Path, mapped: MappedWeights) -> BundleFiles:
+    """A single file that we wrote, which says in its metadata what it is."""
+    saved = _parse(mapped.metadata[METADATA], path)
+    settings = Settings.from_dict(saved.get("settings", {}), Settings())
+    texts = saved.get("tokenizer", {})
+    notes = _notes(mapped.stored)
+    return BundleFiles(
+        name, path, "single", settings, saved.get("configs", {}), notes, mapped, tokenizer_texts=texts
+    )
+
+
+def _notes(stored: Iterable[str]) -> tuple[str, ...]:
+    if layouts.is_image_decoder(stored):
+        return ("its decoder works frame by frame; the temporal layers that svd gives it change nothing",)
+    return ()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -415,4 +459,4 @@ def load_text_encoder(ref: str | Path, dtype: torch.dtype | None = None) -> Text
             f"{files.name} has no text_encoder/config.json.", "Give a text-to-image bundle, such as SD 2.1."
         )
     clip = files.part("text_encoder", dtype).requires_grad_(False)
-    return TextEncoder(clip, files.path / "tokenizer")
+    return TextEncoder(clip, files.tokenizer() or files.path / "tokenizer")

@@ -20,6 +20,8 @@ from svdcli.shipped import shipped_path
 FOLDERS = "SVD_MODELS"
 """Environment variable: folders (separated as in PATH) that hold bundle folders or single files."""
 PARTS = ("unet", "vae", "image_encoder")
+OTHER_PARTS = ("text_encoder", "mask_latent")
+"""Of text-to-video and of interpolation bundles."""
 INDEX = "model_index.json"
 
 
@@ -87,9 +89,12 @@ def cache_folder() -> Path:
 
 def is_bundle(folder: Path) -> bool:
     """Whether a folder holds a whole diffusers pipeline: an index, and weights for every part."""
-    if not (folder / INDEX).is_file():
+    try:
+        named = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return False
-    return all(any(file.is_file() for file in (folder / part).glob("*.safetensors")) for part in PARTS)
+    parts = [part for part in (*PARTS, *OTHER_PARTS) if part in named] if "unet" in named else PARTS
+    return all(any(file.is_file() for file in (folder / part).glob("*.safetensors")) for part in parts)
 
 
 def snapshots(repo: str) -> list[Path]:
@@ -227,13 +232,14 @@ def wanted_files(files: list[str], half: bool) -> list[str]:
     there.
     """
     wanted = []
-    for folder in (*PARTS, "scheduler", "feature_extractor", ""):
+    for folder in (*PARTS, *OTHER_PARTS, "tokenizer", "scheduler", "feature_extractor", ""):
         here = [file for file in files if file.rpartition("/")[0] == folder]
         weights = [file for file in here if ".safetensors" in file] if folder else []
         halves = [file for file in weights if ".fp16" in file]
         fulls = [file for file in weights if ".fp16" not in file and ".bf16" not in file]
         wanted += (halves if half and halves else fulls) or halves
-        wanted += [file for file in here if file.endswith(".json") and file not in weights]
+        texts = (".json", ".txt") if folder == "tokenizer" else (".json",)
+        wanted += [file for file in here if file.endswith(texts) and file not in weights]
     return wanted
 
 

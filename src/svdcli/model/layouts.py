@@ -33,6 +33,8 @@ UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
 FRAME_ENCODER = "conditioner.embedders.3.encoder."
 IMAGE_TOWER = "conditioner.embedders.0.open_clip.model.visual."
+OWN = {"text_encoder": "svdcli.text_encoder.", "mask_latent": "svdcli.mask_latent."}
+"""Parts of which no other tool has a single file: text-to-video and interpolation models. They lie there under their names."""
 # Parts of a published single file that sampling never uses: OpenCLIP's text embeddings and the frame
 # encoder's own decoder.
 UNUSED = re.compile(
@@ -348,7 +350,7 @@ def single_sources(
     """What each tensor of a single file is made of; the keys of the sources are ours, with `unet.` and so on
     before.
 
-    `configs` and `names` are those of the parts "unet", "vae" and "image_encoder".
+    `configs` and `names` are those of its parts, "unet" and "vae" among them.
     """
     out = {
         single: Source((f"unet.{ours}",))
@@ -363,8 +365,13 @@ def single_sources(
     out[FIRST_STAGE + "encoder.conv_out.bias"] = Source(
         (conv + "bias", quant + "weight", quant + "bias"), _behind_bias
     )
+    for part in OWN.keys() & names.keys():
+        out |= {OWN[part] + ours: Source((f"{part}.{ours}",)) for ours in names[part]}
     stacks: dict[str, list[str]] = {}
-    for ours, source in tower_sources(configs["image_encoder"], names["image_encoder"]).items():
+    tower = (
+        tower_sources(configs["image_encoder"], names["image_encoder"]) if "image_encoder" in names else {}
+    )
+    for ours, source in tower.items():
         stacks.setdefault(source.keys[0], []).append(f"image_encoder.{ours}")
     for single, ours_names in stacks.items():
         if single.endswith("visual.proj"):

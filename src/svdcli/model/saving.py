@@ -134,7 +134,11 @@ def _cast(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
 def parts_of(source: Bundle | BundleFiles, dtype: torch.dtype | None = None) -> dict[str, Part]:
     """All parts of a bundle, to be saved. Raises InputError where weights do not fit their configuration."""
     if isinstance(source, BundleFiles):
-        return {part: part_of(source.checked(part), dtype, source.configs[part]) for part in PARTS}
+        parts = {part: part_of(source.checked(part), dtype, source.configs[part]) for part in source.parts}
+        if "text_encoder" in parts:
+            text = parts["text_encoder"]
+            parts["text_encoder"] = replace(text, tensors=text_encoder.published(text.tensors))
+        return parts
     modules = {part: getattr(source, part) for part in PARTS}
     absent = [part for part, module in modules.items() if module is None]
     if absent:
@@ -211,25 +215,31 @@ def _index(parts: Mapping[str, Part], others: Sequence[str]) -> dict[str, Any]:
     return index
 
 
-def save_single(parts: Mapping[str, Part], path: Path, settings: Settings) -> None:
+def save_single(
+    parts: Mapping[str, Part], path: Path, settings: Settings, tokenizer: Path | None = None
+) -> None:
     """Write one safetensors file in the layout of Stability and ComfyUI, whole or not at all.
 
-    Our configurations and settings travel in its metadata, so that reading it back gives the same bundle bit
+    Our configurations, settings and the tokenizer travel in its metadata, so that reading it back gives the same bundle bit
     for bit.
     """
-    configs = {part: parts[part].config for part in PARTS}
-    ours = {f"{part}.{name}": tensor for part in PARTS for name, tensor in parts[part].tensors.items()}
+    configs = {name: part.config for name, part in parts.items()}
+    ours = {f"{part}.{name}": t for part, content in parts.items() for name, t in content.tensors.items()}
     tensors = {}
     for single, source in layouts.single_sources(
-        configs, {part: parts[part].tensors for part in PARTS}
+        configs, {name: part.tensors for name, part in parts.items()}
     ).items():
         inputs = [ours[key] for key in source.keys]
         shape = source.make(*(torch.empty(t.shape, device="meta") for t in inputs)).shape
         fetch = lambda s=source, i=inputs: s.make(*(t.fetch().to("cpu", t.dtype) for t in i))  # noqa: E731
         tensors[single] = ToWrite(tuple(shape), inputs[0].dtype, fetch)
-    saved = json.dumps({"configs": configs, "settings": settings.to_dict()}, sort_keys=True)
+    said: dict[str, Any] = {"configs": configs, "settings": settings.to_dict()}
+    if tokenizer is not None:
+        said["tokenizer"] = {
+            file.name: file.read_text(encoding="utf-8") for file in sorted(tokenizer.iterdir())
+        }
     with atomic_path(path) as temporary:
-        write_weights(temporary, tensors, {METADATA: saved})
+        write_weights(temporary, tensors, {METADATA: json.dumps(said, sort_keys=True)})
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

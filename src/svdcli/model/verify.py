@@ -14,13 +14,13 @@ from math import prod
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from svdcli.errors import InputError
 from svdcli.model import layouts
 from svdcli.model.bundle import BundleFiles
-from svdcli.model.hub import PARTS
 from svdcli.model.image_encoder import ImageEncoder
+from svdcli.model.mask_latent import MaskLatent
 from svdcli.model.unet import UNet
 from svdcli.model.vae import VAE
 from svdcli.model.weights import some
@@ -43,7 +43,7 @@ def verify(files: BundleFiles) -> Iterator[Check]:
     """Check a bundle, part by part, with one part in memory at a time. Raises nothing about the bundle
     itself.
     """
-    for part in PARTS:
+    for part in files.parts:
         try:
             weights = files.checked(part)
         except InputError as error:
@@ -64,7 +64,7 @@ def _run_unet(unet: UNet, dtype: torch.dtype, noise: torch.Generator) -> Tensor:
     x = torch.randn(1, 2, config.in_channels, side, side, generator=noise).to(dtype)
     context = torch.randn(1, 1, config.per_level("cross_attention_dim")[0], generator=noise).to(dtype)
     ids = torch.tensor([[6.0, 127.0, 0.02]])
-    return unet(x, torch.zeros(1), context, ids)
+    return unet(x, torch.zeros(1), context, ids[:, : unet.config.num_vector_ids])
 
 
 def _run_vae(vae: VAE, dtype: torch.dtype, noise: torch.Generator) -> Tensor:
@@ -76,10 +76,21 @@ def _run_image_encoder(encoder: ImageEncoder, dtype: torch.dtype, noise: torch.G
     return encoder(torch.rand(1, 3, 64, 64, generator=noise) * 2 - 1)
 
 
+def _run_text_encoder(clip: nn.Module, dtype: torch.dtype, noise: torch.Generator) -> Tensor:
+    out: Tensor = clip(input_ids=torch.zeros(1, 4, dtype=torch.long)).last_hidden_state
+    return out
+
+
+def _run_mask_latent(mask: MaskLatent, dtype: torch.dtype, noise: torch.Generator) -> Tensor:
+    return mask(torch.randn(1, 2, mask.config.channels, 4, 4, generator=noise).to(dtype), 3)
+
+
 _RUNS: dict[str, Callable[..., Tensor]] = {
     "unet": _run_unet,
     "vae": _run_vae,
     "image_encoder": _run_image_encoder,
+    "text_encoder": _run_text_encoder,
+    "mask_latent": _run_mask_latent,
 }
 
 
@@ -115,7 +126,7 @@ def _single(files: BundleFiles) -> Iterator[Check]:
         else "agree"
     )
     yield Check("both encoders", not differ, detail, warning=bool(differ))
-    extra = layouts.leftover(files.single.stored, [files.weights(part).layout for part in PARTS])
+    extra = layouts.leftover(files.single.stored, [files.weights(part).layout for part in files.parts])
     yield Check(
         "nothing else", not extra, f"not used: {some(extra)}" if extra else "no unknown tensors", bool(extra)
     )

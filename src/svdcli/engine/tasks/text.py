@@ -88,7 +88,7 @@ def require_text(bundle: Path | str, context_dim: int) -> None:
             f"{files.name} {what}, and task.context_dim is {context_dim}.",
             "Give the text encoder that the image model was trained with as task.text.",
         )
-    require_tokenizer(files.path / "tokenizer")
+    require_tokenizer(files.tokenizer() or files.path / "tokenizer")
 
 
 # ---- the network ---------------------------------------------------------------------------------------
