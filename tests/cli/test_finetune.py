@@ -116,3 +116,15 @@ def test_large_networks_have_the_papers_noise() -> None:
         recipe = load_recipe(shipped_path("recipes", "finetune", f"{kind}.toml"))
         assert (recipe.task.p_mean, recipe.task.p_std) == noise  # svd-facts §3
         assert recipe.task.block_out_channels == (320, 640, 1280, 1280)
+
+
+def test_footage_that_stands_still_is_warned_of_and_mixed_rates_are_said(
+    run: Run, quick_bundle_path: Path
+) -> None:
+    still = np.full((24, 64, 64, 3), 90, np.uint8)
+    for name, fps in (("a", 8.0), ("b", 8.0), ("c", 16.0)):
+        still[23:, 30:34, 30:34] += 30  # one flicker at the end: the only change there is
+        write_video(Path(f"clips/{name}.mp4"), still, fps, {}, "mp4")
+    code, _, stderr = run("i2v", "clips", "--from", quick_bundle_path, *changes(), "--run", "runs/still")
+    assert code == 0 and "the model will learn not to move" in stderr, stderr
+    assert "frame rates of the videos differ, 8 to 16 a second" in stderr

@@ -139,7 +139,7 @@ class MotionCalibration:
         if len(np.unique(values)) < 2:
             raise InputError(
                 "The motion of the clips is all the same, so there is nothing to calibrate.",
-                "Give clips that differ in motion.",
+                "Give clips that differ in motion: of footage that stands still a model learns not to move.",
             )
         levels = (np.asarray(BUCKETS, dtype=np.float64) - 1) / 254
         quantiles = np.maximum.accumulate(np.quantile(values, levels))

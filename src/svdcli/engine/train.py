@@ -70,6 +70,8 @@ def train(
             rewind_log(folder, state.step)
             for sentence in task.notes():
                 say(sentence)
+            for sentence in getattr(task, "warnings", list)():
+                warn(sentence)
         interrupts.defer = True
         with observed(fabric, recipe, task, state, report, warn) as seen:
             stopped = fit(

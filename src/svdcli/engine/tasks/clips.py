@@ -20,6 +20,10 @@ from svdcli.recipe.tasks import VideoTask
 
 CALIBRATION_CLIPS = 400
 EVALUATION_FPS = 7
+LEAST_MOTION = 0.003
+"""Motion score up to which a clip stands still: noise of cameras and codecs stays below it."""
+MIXED = 1.5
+"""Times the slowest frame rate from which rates are worth a word."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class ClipTask(LatentTask):
                 f"No held-out video has the {min(task.num_frames)} frames of a clip.",
                 "Hold out longer videos, see data.held_out.",
             )
-        self.calibration = MotionCalibration.fit(self.examples.scores(CALIBRATION_CLIPS))
+        self.scores = self.examples.scores(CALIBRATION_CLIPS)
+        self.calibration = MotionCalibration.fit(self.scores)
 
     def draw(self, seed: list[int], rng: np.random.Generator) -> Drawn:
         """Clips of one of the recipe's lengths, each with its own rate and motion bucket."""
@@ -65,6 +70,21 @@ class ClipTask(LatentTask):
             torch.tensor([e.window.fps for e in examples], device=self.device),
             torch.tensor([self.calibration.bucket(e.motion) for e in examples], device=self.device),
         )
+
+    def notes(self) -> list[str]:
+        rates = [video.fps for video in self.train_set.videos]
+        if max(rates) < MIXED * min(rates):
+            return super().notes()
+        told = f"the frame rates of the videos differ, {min(rates):.4g} to {max(rates):.4g} a second"
+        return [*super().notes(), f"{told}: each clip is labelled with the rate that it is shown at"]
+
+    def warnings(self) -> list[str]:
+        """Sentences on what of the footage will be learned and hardly can be meant."""
+        if np.quantile(self.scores, 0.9) >= LEAST_MOTION:
+            return []
+        return [
+            "Nine of ten clips stand still, so that the model will learn not to move: add footage in which something does."
+        ]
 
     def bucket(self, frames: npt.NDArray[np.uint8], fps: float) -> float:
         """Frames (T, H, W, 3) labelled with a rate -> their motion bucket."""
