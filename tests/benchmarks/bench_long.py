@@ -44,6 +44,7 @@ def windows(residence: Residence, told: Told) -> tuple[Tensor, list[int]]:
     return generate_windows(residence, told, 0), told.sampling.starts()[1:]
 
 
+@torch.inference_mode()
 def chained(residence: Residence, told: Told, known: int) -> tuple[Tensor, list[int]]:
     """Clip after clip from the last `known` frames of the one before; with 1, of its last frame alone, as people do by hand."""
     assert told.picture is not None
@@ -71,8 +72,8 @@ def plain_picture(residence: Residence, latents: Tensor) -> Tensor:
 
 METHODS: dict[str, Callable[[Residence, Told], tuple[Tensor, list[int]]]] = {
     "windows": windows,
-    "known": partial(chained, known=KNOWN),
     "chained": partial(chained, known=1),
+    "known": partial(chained, known=KNOWN),
 }
 
 
