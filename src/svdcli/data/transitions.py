@@ -29,7 +29,10 @@ LENGTHS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80)
 POOLED = (24, 14)  # width and height at which distances are measured, pixels
 SHIFT = (4, 3)  # how far frames are shifted against each other, pixels of the pooled frame
 LEAST_STEP = 8.0  # root mean square difference of the ends of a transition, levels of 255
-MOST_ERROR = {"dissolve": 0.45, "wipe": 0.3}  # of the model, see `_fits`; of a sudden change among three frames it is 0.5
+MOST_ERROR = {
+    "dissolve": 0.45,
+    "wipe": 0.3,
+}  # of the model, see `_fits`; of a sudden change among three frames it is 0.5
 LEAST_CONTRAST = {"dissolve": 1.25, "wipe": 1.5}  # of the change within to the change beside, as long
 LEAST_APART = {"dissolve": 0.2, "wipe": 0.3}  # see `Window.apart`
 DOUBTFUL = -1.5  # evidence from which a stretch is kept to be judged by others
