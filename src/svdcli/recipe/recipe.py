@@ -156,7 +156,7 @@ class Machine(Section):
     offload: bool = False
     """what is kept of those blocks, their inputs, waits in the host's memory"""
     compile: bool = False
-    """through torch.compile, which takes minutes at the start"""
+    """each block through torch.compile, which takes minutes at the start, and again for each further size and length"""
     num_threads: Positive | None = None
     """CPU threads; absent: torch's own choice"""
 
