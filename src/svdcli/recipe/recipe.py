@@ -230,6 +230,8 @@ class Recipe(Section):
             sides = [side for size in self.data.sizes for side in size]
             if self.task.crop > min(sides):
                 raise ValueError(f"task.crop = {self.task.crop} does not fit into data.width x data.height")
+            if self.data.sampling == "shuffle":
+                raise ValueError("an autoencoder draws its crops from any video: leave out data.sampling")
             if any(side % self.task.downscale for side in sides):
                 raise ValueError(f"data.width and data.height must be multiples of {self.task.downscale}")
         return self
