@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -48,25 +48,60 @@ def settings(num_steps: int) -> dict[str, dict[str, Any]]:
     }
 
 
+class Child:
+    """A process that begins with all that this one has imported, so that twenty of them take little time."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.01)
+        assert self.code is not None
+        return self.code
+
+
+def forked(act: Callable[[], object]) -> Child:
+    """What a child of this process does; this one must not have computed anything with torch before."""
+    if pid := os.fork():
+        return Child(pid)
+    code = 1
+    try:
+        act()
+        code = 0
+    finally:
+        os._exit(code)
+
+
 def killed_run(toy: ModuleType, folder: Path, num_steps: int, kills: int, seed: int) -> list[Kill]:
     """Train in `folder`/killed, killed that often, then to the end. Fewer kills where it ends before."""
     recipe, rng = toy.toy_recipe(folder / "killed", **settings(num_steps)), random.Random(seed)
-    (folder / "recipe.json").write_text(recipe.model_dump_json(exclude_none=True))
-    command = [sys.executable, str(TOY), str(folder / "recipe.json")]
     fallen: list[Kill] = []
     while len(fallen) < kills:
-        process = subprocess.Popen(command)
         before, unfinished = saved_run(recipe.run.folder), hidden(recipe.run.folder)
-        while saved_run(recipe.run.folder) == before and process.poll() is None:  # until it trains
+        child = forked(lambda: toy.train_toy(recipe))
+        while saved_run(recipe.run.folder) == before and child.poll() is None:  # until it trains
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, LONGEST_WAIT))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
+        child.kill()
+        if child.wait() == 0:
             return fallen
         step = (saved_run(recipe.run.folder) or (0, ""))[0]  # and it is whole
         fallen.append(Kill(step, bool(hidden(recipe.run.folder) - unfinished)))
-    subprocess.run(command, check=True)
+        print(f"kill {len(fallen)} after step {step}", file=sys.stderr, flush=True)
+    forked(lambda: toy.train_toy(recipe)).wait()
     return fallen
 
 
