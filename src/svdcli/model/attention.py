@@ -133,7 +133,9 @@ class FeedForward(nn.Module):
         if x.device.type in FEED_FORWARD_CACHED:
             size = min(size, max(FEWEST_TOKENS, FEED_FORWARD_CACHED[x.device.type] // hidden))
         if torch.is_grad_enabled():
-            return lightly(lambda *halves: self.net[2](gated(*halves)), *self.net[0].halves(x))
+            projection, out = self.net[0], self.net[2]
+            assert isinstance(projection, GEGLU)
+            return lightly(lambda *halves: out(gated(*halves)), *projection.halves(x))
         if size >= len(tokens):
             return self.net[2](self.net[0](x))
         return torch.cat([self.net[2](self.net[0](part)) for part in tokens.split(size)]).view(x.shape)
@@ -221,7 +223,7 @@ class SpatioTemporalTransformer(nn.Module):
     def forward(self, x: Tensor, context: Context, num_frames: int | None) -> Tensor:
         """x (B T, C, H, W) -> the same shape. No num_frames: images, no temporal path."""
         height, width = x.shape[-2:]
-        h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        h = lightly(lambda x: self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)), x)
         h = self.over_frames(h, context) if num_frames is None else self.over_clips(h, context, num_frames)
         h = self.proj_out(h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
         return h.add_(x)

@@ -185,11 +185,11 @@ class TemporalResBlock(nn.Module):
     def forward(self, x: Tensor, emb: Tensor | None, gain: Tensor) -> Tensor:
         """x (B, C, T, H·W), emb (B, D) -> gain · residual, of x's shape."""
         shift = self.time_emb_proj(emb) if self.time_emb_proj is not None else None
-        h = lightly(lambda x: self.half(self.norm1, self.conv1, x, shift=shift), x)
-        return lightly(lambda h: self.half(self.norm2, self.conv2, h, gain=gain), h)
+        h = lightly(lambda x: self.convolved(self.norm1, self.conv1, x, shift=shift), x)
+        return lightly(lambda h: self.convolved(self.norm2, self.conv2, h, gain=gain), h)
 
     @staticmethod
-    def half(norm: nn.GroupNorm, conv: nn.Conv3d, x: Tensor, **changes: Tensor | None) -> Tensor:
+    def convolved(norm: nn.GroupNorm, conv: nn.Conv3d, x: Tensor, **changes: Tensor | None) -> Tensor:
         return by_columns(lambda part: time_conv(conv, part, **changes), norm_silu(norm, x))
 
 
