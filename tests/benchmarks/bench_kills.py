@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 
 from svdcli.engine.state import CHECKPOINT, saved_run
 
@@ -122,10 +123,13 @@ def differences(toy: ModuleType, folder: Path, num_steps: int) -> list[str]:
         except AssertionError:
             found.append(part)
     for pattern in ("averages/*.safetensors", "checkpoints/*.pt"):
-        files = [{p.name: p.read_bytes() for p in run.glob(pattern)} for run in (killed, straight)]
-        same = files[0] == files[1] if pattern.startswith("averages") else files[0].keys() == files[1].keys()
-        if not same or not files[0]:
+        names = [sorted(path.name for path in run.glob(pattern)) for run in (killed, straight)]
+        if not names[0] or names[0] != names[1]:
             found.append(pattern)
+    for path in straight.glob("averages/*.safetensors"):  # their metadata comes in any order
+        mine, theirs = load_file(killed / "averages" / path.name), load_file(path)
+        if mine.keys() != theirs.keys() or not all(torch.equal(mine[n], t) for n, t in theirs.items()):
+            found.append(path.name)
     return found
 
 
