@@ -134,8 +134,11 @@ def test_corrupt_clips_are_replaced_as_surely(make_shards: MakeShards, tmp_path:
         runs.append([[e.window for e in draw(examples, step)] for step in range(4)])
         names = {window.video.name for batch in runs[-1] for window in batch}
         assert names == {"c001", "c003", "c004", "c006"} and all(len(batch) == 3 for batch in runs[-1])
-        assert examples.corrupt == {"no video": 2, "cut off": 2} or sum(examples.corrupt.values()) >= 4
-        assert examples.figures() == {"corrupt_clips": sum(examples.corrupt.values())}
+        assert (
+            examples.tally.corrupt == {"no video": 2, "cut off": 2}
+            or sum(examples.tally.corrupt.values()) >= 4
+        )
+        assert examples.figures() == {"corrupt_clips": sum(examples.tally.corrupt.values())}
     assert runs[0] == runs[1]
 
 

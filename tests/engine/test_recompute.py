@@ -9,8 +9,10 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from svdcli.engine.recompute import blocks_of, recompute_blocks
+from svdcli.model import attention, blocks
 from svdcli.model.unet import UNet
 from svdcli.recipe.recipe import Machine
 
@@ -61,3 +63,22 @@ def test_the_key(value: object, share: float, toy: ModuleType) -> None:
     recompute_blocks(unet, share)
     changed = sum("forward" in vars(block) for block in blocks_of(unet))
     assert changed == int(share * len(blocks_of(unet)))
+
+
+def test_what_is_cheap_is_computed_again_to_the_bit_and_nothing_else(
+    toy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lightly`: the same gradients and matrix products from less memory."""
+    results = []
+    for light in (True, False):
+        if not light:
+            for module in (blocks, attention):
+                monkeypatch.setattr(module, "lightly", lambda function, *inputs: function(*inputs))
+        torch.manual_seed(0)
+        unet = UNet(toy.CONFIG)
+        with FlopCounterMode(display=False) as counter:
+            found, size = step(unet, toy)
+        results.append((found, size, counter.get_total_flops()))
+    (light, less, flops), (plain, more, same_flops) = results
+    assert light.keys() == plain.keys() and all(torch.equal(light[n], plain[n]) for n in plain)
+    assert less < 0.7 * more and flops == same_flops

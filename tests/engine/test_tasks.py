@@ -173,6 +173,24 @@ def test_damaged_autoencoders_are_input_errors(
         load_vae(tmp_path)
 
 
+def test_crops_of_clips_that_cannot_be_read_are_replaced_and_counted(
+    autoencoder: Callable[..., Autoencoder], footage: Path, tmp_path: Path
+) -> None:
+    with ShardWriter(tmp_path / "shards") as writer:
+        for number in range(4):
+            clip = Clip(f"v{number}", f"v{number}.mp4", 0.0, 2.0, 12.0, 64, 64, 24, motion=0.1 + number)
+            writer.add(clip, b"no video" if number == 1 else (footage / f"v{number}.mp4").read_bytes())
+    changes = {"data.source": tmp_path / "shards", "data.max_corrupt_share": 0.9}
+    task, again = autoencoder(changes), autoencoder(changes)
+    for step in range(6):
+        assert torch.equal(task.batch([0, step, 0, 0]), again.batch([0, step, 0, 0]))
+    assert task.loss(task.network, task.batch([0, 0, 0, 0]), torch.Generator())[1]["corrupt_clips"] > 0
+    with pytest.raises(InputError, match=r"of \d+ clips cannot be read \(\d+ no video\): v1"):
+        strict = autoencoder(changes | {"data.max_corrupt_share": 0.05})
+        for step in range(20):
+            strict.batch([0, step, 0, 0])
+
+
 def test_clips_longer_than_all_footage_are_refused(autoencoder: Callable[..., Autoencoder]) -> None:
     with pytest.raises(InputError, match="No video has the 25 frames"):
         autoencoder({"task.num_frames": 25})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from svdcli.errors import InputError, MachineError, UsageError
-from svdcli.io.files import atomic_folder, atomic_path, check_writable, require_file
+from svdcli.io.files import atomic_folder, atomic_path, check_writable, remove_unfinished, require_file
 
 
 def names(folder: Path) -> list[str]:
@@ -175,3 +175,19 @@ def test_require_file(tmp_path):
         require_file(tmp_path / "empty.png", "picture")
     with pytest.raises(InputError, match="not a regular file"):
         require_file("/dev/null", "picture")
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    code = (
+        "import os, sys; from svdcli.io.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as path: path.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    for name in ("checkpoint.pt", "inner/000000004-0.05.safetensors"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    kept = ["whole.pt", ".lock", ".hidden.txt"]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"")
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 2 + len(kept)
+    remove_unfinished(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)

@@ -103,6 +103,7 @@ def test_an_unknown_section_is_named() -> None:
         ("data.width", 60, "data.width"),
         ("task.crop", 36, "task.crop: Input should be a multiple of 8"),
         ("task.crop", 72, "task.crop = 72 does not fit"),
+        ("data.sampling", "shuffle", "draws its crops from any video: leave out data.sampling"),
         ("task.norm_num_groups", 3, "8 of block_out_channels is no multiple of norm_num_groups = 3"),
         ("task.block_out_channels", [8, 8, 8, 8, 8], "multiples of 16"),
         ("task.block_out_channels", [], "a level at least"),

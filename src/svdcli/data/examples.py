@@ -8,7 +8,6 @@ another, as surely determined, takes its place.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -17,13 +16,11 @@ import numpy as np
 
 from svdcli.data.footage import Footage, Frames, Size, Video
 from svdcli.data.order import Order
-from svdcli.data.reader import Corrupt, by_reason, nearest
+from svdcli.data.reader import Corrupt, Tally, nearest
 from svdcli.errors import InputError
 
 Found = TypeVar("Found")
 STRIDES = range(1, 9)
-LEAST_TRIED = 20
-"""Clips that are tried before their share of corrupt ones stops a run."""
 _SLACK = 1.001  # rates that differ by less are one rate
 
 
@@ -80,8 +77,7 @@ class Examples:
     def __init__(self, footage: Footage, wish: Wish, batches: Batches) -> None:
         self.footage, self.wish, self.batch_size, self.parts = footage, wish, batches.size, batches.parts
         self.videos = footage.videos
-        self.tried, self.corrupt = 0, Counter[str]()
-        self._first_corrupt: list[str] = []
+        self.tally = Tally(wish.max_corrupt_share)
         self.left_out = 0
         """clips too short or too slow for what is wished"""
         self._require_lengths()
@@ -211,31 +207,11 @@ class Examples:
 
     def _read(self, window: Window | Corrupt, read: Callable[[Window], Found]) -> Found | None:
         """What `read` finds in the window, or None where it is corrupt, which is counted."""
-        self.tried += 1
-        try:
-            if isinstance(window, Corrupt):
-                raise window
-            return read(window)
-        except Corrupt as error:
-            self._count(error)
-            return None
-
-    def _count(self, error: Corrupt) -> None:
-        self.corrupt[error.reason] += 1
-        if error.name not in self._first_corrupt and len(self._first_corrupt) < 3:
-            self._first_corrupt.append(error.name)
-        bad = sum(self.corrupt.values())
-        if self.tried >= LEAST_TRIED and bad > self.wish.max_corrupt_share * self.tried:
-            some, reasons = ", ".join(self._first_corrupt), by_reason(self.corrupt.elements())
-            raise InputError(
-                f"{bad} of {self.tried} clips cannot be read ({reasons}): {some}.",
-                "Mend them, list them under data.exclude, or raise data.max_corrupt_share.",
-            )
+        return self.tally.attempt(lambda: read(_sound(window)))
 
     def figures(self) -> dict[str, float]:
         """What is logged: how many clips could not be read since this process began; nothing where all could."""
-        bad = sum(self.corrupt.values())
-        return {"corrupt_clips": float(bad)} if bad else {}
+        return self.tally.figures()
 
     # ---- for the calibration ---------------------------------------------------------------------------
 
@@ -253,3 +229,9 @@ class Examples:
             score = self._read(window, self._motion)
             found += [] if score is None else [score]
         return found
+
+
+def _sound(window: Window | Corrupt) -> Window:
+    if isinstance(window, Corrupt):
+        raise window
+    return window

@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ import numpy.typing as npt
 from svdcli.errors import InputError
 
 ReaderName = Literal["decord", "pyav"]
+Found = TypeVar("Found")
+LEAST_TRIED = 20
+"""Clips that are tried before their share of corrupt ones stops a run."""
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 
@@ -37,6 +40,39 @@ class Corrupt(InputError):
 def by_reason(reasons: Iterable[str]) -> str:
     """'2 cut off, 1 no video' of a reason each."""
     return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
+
+
+class Tally:
+    """How many clips were tried, and how many could not be read."""
+
+    def __init__(self, max_corrupt_share: float) -> None:
+        """Of more than this share, once enough were tried, `attempt` makes an error."""
+        self.max_corrupt_share = max_corrupt_share
+        self.tried, self.corrupt = 0, Counter[str]()
+        self._first: list[str] = []
+
+    def attempt(self, read: Callable[[], Found]) -> Found | None:
+        """What `read` returns, or None where it raises Corrupt. Raises InputError where that is so too often."""
+        self.tried += 1
+        try:
+            return read()
+        except Corrupt as error:
+            self.corrupt[error.reason] += 1
+            if error.name not in self._first and len(self._first) < 3:
+                self._first.append(error.name)
+        bad = sum(self.corrupt.values())
+        if self.tried >= LEAST_TRIED and bad > self.max_corrupt_share * self.tried:
+            some, reasons = ", ".join(self._first), by_reason(self.corrupt.elements())
+            raise InputError(
+                f"{bad} of {self.tried} clips cannot be read ({reasons}): {some}.",
+                "Mend them, list them under data.exclude, or raise data.max_corrupt_share.",
+            )
+        return None
+
+    def figures(self) -> dict[str, float]:
+        """What is logged: how many could not be read since this process began; nothing where all could."""
+        bad = sum(self.corrupt.values())
+        return {"corrupt_clips": float(bad)} if bad else {}
 
 
 class Reader(Protocol):

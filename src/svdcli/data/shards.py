@@ -111,14 +111,17 @@ class ShardWriter:
 
     @contextmanager
     def _whole(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that appears under its name when it is complete; object stores do so by themselves."""
+        """A file that appears under its name when it is complete; object stores, to which it is copied in parts, do so by
+        themselves.
+        """
         if is_local(self.filesystem):
             with atomic_path(Path(self.root) / name) as temporary, open(temporary, "wb") as local:
                 yield local
         else:
-            buffer = io.BytesIO()
-            yield buffer
-            self.filesystem.pipe_file(f"{self.root}/{name}", buffer.getvalue())
+            with tempfile.TemporaryDirectory() as folder:
+                with open(Path(folder) / name, "wb") as file:
+                    yield file
+                self.filesystem.put_file(str(Path(folder) / name), f"{self.root}/{name}")
 
     def _discard(self) -> None:
         if self._file is not None:

@@ -94,7 +94,7 @@ def reconstruct(folder: Path, width: float, step: int | None = None) -> dict[str
     `step` is a snapshot's, the last one's if absent; those behind it are not used. Holds what trained alone.
     Raises InputError where there is no such snapshot.
     """
-    files = sorted((folder / SNAPSHOTS).glob("*.safetensors"))
+    files = sorted((folder / SNAPSHOTS).glob("[0-9]*.safetensors"))
     found = [(*_read_name(file), file) for file in files]
     last = step or max((s for s, _, _ in found), default=0)
     found = [row for row in found if row[0] <= last]

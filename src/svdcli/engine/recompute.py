@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from svdcli.model.attention import Context, FeedForward, SpatioTemporalTransformer
+from svdcli.model.attention import FeedForward, SpatioTemporalTransformer
 from svdcli.model.blocks import ResBlock, SpatioTemporalResBlock
 
 BLOCKS = (SpatioTemporalResBlock, SpatioTemporalTransformer, ResBlock)
@@ -48,19 +48,13 @@ def _recompute(self: nn.Module, *arguments: Any, **options: Any) -> Any:
     """The forward of the block's class; twice, where gradients are wanted."""
     if not torch.is_grad_enabled():
         return type(self).forward(self, *arguments, **options)
-    return checkpoint(_forward, self, *arguments, use_reentrant=False, **options)
+    return checkpoint(type(self).forward, self, *arguments, use_reentrant=False, **options)
 
 
 def _recompute_from_host(self: nn.Module, *arguments: Any, **options: Any) -> Any:
     """The same, its inputs in the host's memory meanwhile."""
     with saved_tensors_hooks(to_host, from_host):
         return _recompute(self, *arguments, **options)
-
-
-def _forward(self: nn.Module, *arguments: Any, **options: Any) -> Any:
-    # A context keeps what was computed of it, and the second time must compute what the first one did.
-    fresh = (Context(a.tokens) if isinstance(a, Context) else a for a in arguments)
-    return type(self).forward(self, *fresh, **options)
 
 
 def to_host(tensor: Tensor) -> tuple[torch.device, Tensor]:

@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 
 from svdcli.engine.adapter import adapt, export_adapter, keep_calibration
+from svdcli.engine.compiling import compile_blocks
 from svdcli.engine.ema import Averages
 from svdcli.engine.interrupts import Interrupts
 from svdcli.engine.launch import launch
@@ -32,7 +33,7 @@ from svdcli.engine.shards import gathered
 from svdcli.engine.state import CHECKPOINT, TrainState, keep_checkpoint
 from svdcli.engine.tasks import Task, make_task
 from svdcli.errors import MachineError
-from svdcli.io.files import atomic_path
+from svdcli.io.files import atomic_path, remove_unfinished
 from svdcli.io.lock import lock_run
 from svdcli.recipe.recipe import Recipe
 
@@ -103,6 +104,8 @@ def train(
 def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainState]:
     """-> the task, its network as Fabric wraps it, and the state, from the checkpoint if there is one."""
     run, optim, machine = recipe.run, recipe.optim, recipe.machine
+    if fabric.global_rank == 0:
+        remove_unfinished(run.folder)
     torch.manual_seed(run.seed)
     with fabric.rank_zero_first():  # who fills the caches
         task = make_task(recipe, fabric.device, run.folder.parent / "cache")
@@ -118,7 +121,7 @@ def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainS
     averages = Averages(task.network, optim)  # before it is shared out
     averages.module.to(fabric.device)
     if machine.compile:
-        task.network.compile()
+        compile_blocks(task.network)
     network = fabric.setup_module(task.network)
     plain = copy.deepcopy(averages.module).cpu() if sharded and fabric.global_rank == 0 else None
     if sharded:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -22,6 +23,8 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BAD_PATH = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.EINVAL}
 _BROKEN = {errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE}
 _PROBE = b"\0" * 4096
+UNFINISHED = re.compile(r"\..{1,40}\.[0-9a-f]{8}(\.[^.]*)?")
+"""Names of what is being written, see `_temporary`."""
 
 
 @contextmanager
@@ -126,6 +129,13 @@ def _nearest(file: Path) -> str:
 def _temporary(final: Path) -> Path:
     stem = final.stem[:40]  # leaves room for the random part within the 255 bytes of a name
     return final.with_name(f".{stem}.{secrets.token_hex(4)}{final.suffix}")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder and those in it. Nobody else may be writing there."""
+    for path in [p for p in folder.rglob(".*") if UNFINISHED.fullmatch(p.name)]:
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _target(path: str | Path) -> Path:

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svdcli.model.blocks import SLICE, Mixer, is_plain
+from svdcli.model.blocks import SLICE, Mixer, is_plain, lightly
 from svdcli.model.embedding import EmbeddingMLP, sinusoid
 
 FEED_FORWARD_ROWS = 1 << 25
@@ -25,7 +25,8 @@ class Context:
     """Context tokens (B, N, D) of a batch of clips, and what cross-attention made of them.
 
     With a single token softmax is 1, so that a cross-attention's output does not depend on its query: it is
-    one vector per clip, the same at every noise level. Each attention computes it once and leaves it here.
+    one vector per clip, the same at every noise level. Each attention computes it once and leaves it here; not where
+    gradients are wanted, as each step of training has a context of its own.
     """
 
     def __init__(self, tokens: Tensor) -> None:
@@ -81,9 +82,12 @@ class Attention(nn.Module):
         tokens = context.tokens.to(x.dtype)
         repeats = x.shape[0] // tokens.shape[0]
         if tokens.shape[1] == 1:
-            if self not in context.vectors:
-                context.vectors[self] = self.to_out[0](self.to_v(tokens))
-            return context.vectors[self].repeat_interleave(repeats, dim=0)
+            vector = context.vectors.get(self)
+            if vector is None:
+                vector = self.to_out[0](self.to_v(tokens))
+                if not torch.is_grad_enabled():
+                    context.vectors[self] = vector
+            return vector.repeat_interleave(repeats, dim=0)
         q = rearrange(self.to_q(x), "(b t) n (h d) -> b h (t n) d", t=repeats, h=self.num_heads)
         k, v = (self.heads(project(tokens)).transpose(1, 2) for project in (self.to_k, self.to_v))
         out = F.scaled_dot_product_attention(q, k, v)
@@ -97,14 +101,22 @@ class GEGLU(nn.Module):
         super().__init__()
         self.proj = nn.Linear(width, 2 * hidden_width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Each half projected by itself, as GELU is slow on one that lies between the rows of the other."""
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """a and g, each projected by itself, as GELU is slow on one that lies between the rows of the other."""
         if not is_plain(self.proj):
             value, gate = self.proj(x).chunk(2, dim=-1)
-            return F.gelu(gate) * value
+            return value, gate
         weights, biases = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
         value, gate = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
-        return F.gelu(gate).mul_(value)
+        return value, gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gated(*self.halves(x))
+
+
+def gated(value: Tensor, gate: Tensor) -> Tensor:
+    """a · gelu(g)"""
+    return F.gelu(gate) * value if torch.is_grad_enabled() else F.gelu(gate).mul_(value)
 
 
 class FeedForward(nn.Module):
@@ -120,7 +132,11 @@ class FeedForward(nn.Module):
         size = max(1, FEED_FORWARD_ROWS // hidden)
         if x.device.type in FEED_FORWARD_CACHED:
             size = min(size, max(FEWEST_TOKENS, FEED_FORWARD_CACHED[x.device.type] // hidden))
-        if torch.is_grad_enabled() or size >= len(tokens):
+        if torch.is_grad_enabled():
+            projection, out = self.net[0], self.net[2]
+            assert isinstance(projection, GEGLU)
+            return lightly(lambda *halves: out(gated(*halves)), *projection.halves(x))
+        if size >= len(tokens):
             return self.net[2](self.net[0](x))
         return torch.cat([self.net[2](self.net[0](part)) for part in tokens.split(size)]).view(x.shape)
 
@@ -207,7 +223,7 @@ class SpatioTemporalTransformer(nn.Module):
     def forward(self, x: Tensor, context: Context, num_frames: int | None) -> Tensor:
         """x (B T, C, H, W) -> the same shape. No num_frames: images, no temporal path."""
         height, width = x.shape[-2:]
-        h = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        h = lightly(lambda x: self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)), x)
         h = self.over_frames(h, context) if num_frames is None else self.over_clips(h, context, num_frames)
         h = self.proj_out(h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
         return h.add_(x)

@@ -13,6 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 NUM_GROUPS = 32
 """Groups of every GroupNorm in the published weights. A narrow network must take fewer: with one or two
@@ -60,6 +61,17 @@ def by_columns(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     for part in x.split(columns, dim=3):
         part.copy_(function(part))
     return x
+
+
+def lightly(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """function(*inputs), of which autograd keeps the inputs alone, not what comes between them and the result.
+
+    For a cheap function before a costly layer: on the way back the former is computed again, to the bit, and the latter is
+    not, as recomputing stops where the last tensor is found that a gradient needs: the layer's input.
+    """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -157,8 +169,8 @@ class ResBlock(nn.Module):
 
     def block(self, x: Tensor, shift: Tensor | None) -> Tensor:
         """The frames (N, C, H, W) with their shifts (1 or N, C'), each frame by itself."""
-        h = conv_with_shift(self.conv1, norm_silu(self.norm1, x), shift)
-        h = conv_with_shift(self.conv2, norm_silu(self.norm2, h))
+        h = lightly(lambda x: conv_with_shift(self.conv1, norm_silu(self.norm1, x), shift), x)
+        h = lightly(lambda h: conv_with_shift(self.conv2, norm_silu(self.norm2, h)), h)
         return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -178,10 +190,12 @@ class TemporalResBlock(nn.Module):
         shift = self.time_emb_proj(emb) if self.time_emb_proj is not None else None
         if shift is not None and shift.shape[0] > x.shape[0]:
             shift = shift.unflatten(0, (x.shape[0], -1)).movedim(1, 2)
-        h = norm_silu(self.norm1, x)
-        h = by_columns(lambda part: time_conv(self.conv1, part, shift=shift), h)
-        h = norm_silu(self.norm2, h)
-        return by_columns(lambda part: time_conv(self.conv2, part, gain=gain), h)
+        h = lightly(lambda x: self.convolved(self.norm1, self.conv1, x, shift=shift), x)
+        return lightly(lambda h: self.convolved(self.norm2, self.conv2, h, gain=gain), h)
+
+    @staticmethod
+    def convolved(norm: nn.GroupNorm, conv: nn.Conv3d, x: Tensor, **changes: Tensor | None) -> Tensor:
+        return by_columns(lambda part: time_conv(conv, part, **changes), norm_silu(norm, x))
 
 
 class Mixer(nn.Module):

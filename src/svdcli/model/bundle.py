@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from svdcli.errors import InputError
-from svdcli.model import hub, implied, layouts, text_encoder
+from svdcli.model import hub, image_vae, implied, layouts, text_encoder
 from svdcli.model.hub import PARTS
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.lora import Lora, with_loras
@@ -159,6 +159,8 @@ class BundleFiles:
             named = {n: s for n, s in found.layout.items() if not n.endswith("position_ids")}
             if part == "text_encoder":
                 named = text_encoder.renamed(named, self.shapes(part))
+            elif part == "vae" and self.configs[part].get("_class_name") == image_vae.CLASS:
+                named = image_vae.sources(self.shapes(part), found.stored)
             return found.arranged(named)
         shapes = self.shapes(part)
         stored = self.single.stored
@@ -220,6 +222,15 @@ def open_bundle(ref: str | Path | None = None) -> BundleFiles:
     if found.path.name == hub.INDEX:
         return _open_folder(found.path.resolve().parent.name, found.path.parent)
     return _open_single(found.name, found.path)
+
+
+def open_part(folder: Path, part: str) -> BundleFiles:
+    """A folder that holds one part of a bundle and need not be a whole one, as the run of an autoencoder leaves it.
+
+    Raises InputError where the part's configuration cannot be read.
+    """
+    config = _read_json(folder / part / "config.json")
+    return BundleFiles(str(folder), folder, "diffusers", Settings(), {part: config})
 
 
 def _open_folder(name: str, path: Path) -> BundleFiles:
@@ -286,8 +297,10 @@ def _open_single(name: str, path: Path) -> BundleFiles:
         return _open_own(name, path, mapped)
     task = implied.task_of(shapes)
     if task == "image":
-        config = implied.unet_config(shapes)
-        return BundleFiles(name, path, "single", Settings(task=task), {"unet": config}, single=mapped)
+        configs = {"unet": implied.unet_config(shapes)}
+        if any(key.startswith(layouts.FIRST_STAGE) for key in shapes):
+            configs["vae"] = implied.vae_config(shapes)
+        return BundleFiles(name, path, "single", Settings(task=task), configs, single=mapped)
     if task != "i2v":
         return BundleFiles(name, path, "single", Settings(task=task), {}, single=mapped)
     notes = _notes(shapes)

@@ -229,9 +229,9 @@ def _stacked(*t: Tensor) -> Tensor:
 
 
 def _made(shape: tuple[int, ...], kind: str) -> Tensor:
-    """A tensor that the file does not hold: zeros, or a convolution that changes nothing."""
-    if kind == "zeros":
-        return torch.zeros(shape)
+    """A tensor that the file does not hold: zeros, ones, or a convolution that changes nothing."""
+    if kind != "same":
+        return torch.full(shape, float(kind == "ones"))
     out = torch.zeros(shape)
     middle = tuple(n // 2 for n in shape[2:])
     for i in range(shape[0]):
@@ -248,12 +248,12 @@ def _behind_bias(bias: Tensor, quant: Tensor, quant_bias: Tensor) -> Tensor:
     return (quant.flatten(1).double() @ bias.double() + quant_bias.double()).to(bias.dtype)
 
 
-def _before_weight(conv: Tensor, quant: Tensor) -> Tensor:
+def before_weight(conv: Tensor, quant: Tensor) -> Tensor:
     """The weight of the pointwise `quant` followed by `conv`, as one convolution."""
     return torch.einsum("oqkl,qi->oikl", conv.double(), quant.flatten(1).double()).to(conv.dtype)
 
 
-def _before_bias(bias: Tensor, conv: Tensor, quant_bias: Tensor) -> Tensor:
+def before_bias(bias: Tensor, conv: Tensor, quant_bias: Tensor) -> Tensor:
     return (bias.double() + conv.double().sum((2, 3)) @ quant_bias.double()).to(bias.dtype)
 
 
@@ -296,13 +296,11 @@ def vae_sources(config: Mapping[str, Any], expected: Shapes, stored: Iterable[st
         out["quant_conv.weight"] = Source((), partial(_made, expected["quant_conv.weight"], "same"))
         out["quant_conv.bias"] = Source((), partial(_made, expected["quant_conv.bias"], "zeros"))
     if is_image_decoder(stored):
-        out |= _still_decoder(expected)
+        out |= still_decoder(expected)
         if FIRST_STAGE + "post_quant_conv.weight" in stored:
             conv, post = FIRST_STAGE + "decoder.conv_in.", FIRST_STAGE + "post_quant_conv."
-            out["decoder.conv_in.weight"] = Source((conv + "weight", post + "weight"), _before_weight)
-            out["decoder.conv_in.bias"] = Source(
-                (conv + "bias", conv + "weight", post + "bias"), _before_bias
-            )
+            out["decoder.conv_in.weight"] = Source((conv + "weight", post + "weight"), before_weight)
+            out["decoder.conv_in.bias"] = Source((conv + "bias", conv + "weight", post + "bias"), before_bias)
     return out
 
 
@@ -311,12 +309,18 @@ def is_image_decoder(stored: Iterable[str]) -> bool:
     return not any(key.startswith(FIRST_STAGE) and ".time_stack." in key for key in stored)
 
 
-def _still_decoder(expected: Shapes) -> dict[str, Source]:
+def still_decoder(expected: Shapes) -> dict[str, Source]:
+    """The temporal layers of a decoder that has none: they change nothing, as the last convolution of each is zero, and
+    can be trained, as what comes before it passes on what it is given.
+    """
     out = {}
     for name, shape in expected.items():
-        if name.startswith("decoder.time_conv_out"):
-            out[name] = Source((), partial(_made, shape, "same" if name.endswith("weight") else "zeros"))
-        elif ".temporal_res_block." in name or name.endswith(".mix_factor"):
+        if name.startswith("decoder.time_conv_out") or ".temporal_res_block." in name:
+            kind = "zeros"
+            if name.endswith(".weight") and "conv2" not in name:
+                kind = "ones" if ".norm" in name else "same"
+            out[name] = Source((), partial(_made, shape, kind))
+        elif name.endswith(".mix_factor"):
             out[name] = Source((), partial(_made, shape, "zeros"))
     return out
 

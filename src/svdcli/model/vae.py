@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svdcli.model import image_vae
 from svdcli.model.attention import FrameAttention
 from svdcli.model.blocks import (
     NUM_GROUPS,
@@ -44,7 +45,12 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> VAEConfig:
-        """From a parsed `config.json`; keys that do not shape the network are left out."""
+        """From a parsed `config.json`; keys that do not shape the network are left out.
+
+        Raises ValueError for an image autoencoder of another architecture than Stable Diffusion's.
+        """
+        if values.get("_class_name") == image_vae.CLASS:
+            image_vae.require_known(values)
         known = {f.name for f in fields(cls)}
         chosen: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known

@@ -156,7 +156,7 @@ class Machine(Section):
     offload: bool = False
     """what is kept of those blocks, their inputs, waits in the host's memory"""
     compile: bool = False
-    """through torch.compile, which takes minutes at the start"""
+    """each block through torch.compile, which takes minutes at the start, and again for each further size and length"""
     num_threads: Positive | None = None
     """CPU threads; absent: torch's own choice"""
 
@@ -230,6 +230,8 @@ class Recipe(Section):
             sides = [side for size in self.data.sizes for side in size]
             if self.task.crop > min(sides):
                 raise ValueError(f"task.crop = {self.task.crop} does not fit into data.width x data.height")
+            if self.data.sampling == "shuffle":
+                raise ValueError("an autoencoder draws its crops from any video: leave out data.sampling")
             if any(side % self.task.downscale for side in sides):
                 raise ValueError(f"data.width and data.height must be multiples of {self.task.downscale}")
         return self

@@ -14,7 +14,7 @@ from torch import nn
 from svdcli.data.motion import MotionCalibration
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_folder
-from svdcli.model.bundle import STEMS, BundleFiles, find_weights, open_bundle
+from svdcli.model.bundle import STEMS, BundleFiles, open_bundle, open_part
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.inflate import grown
 from svdcli.model.mask_latent import MaskLatent
@@ -23,7 +23,7 @@ from svdcli.model.settings import Settings
 from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.vae import VAE, VAEConfig
-from svdcli.model.weights import MappedWeights, check_weights, load_module, write_weights
+from svdcli.model.weights import write_weights
 from svdcli.recipe.tasks import DiffusionTask, VAETask
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -31,16 +31,18 @@ NUM_IDS = 3
 """Vector ids of an image-to-video model: fps, motion bucket, augmentation."""
 
 
-def vae_bundle(source: Path) -> BundleFiles | None:
-    """The bundle that an autoencoder is taken from; None for a folder that is one, or the run folder of its training.
+def vae_bundle(source: Path) -> BundleFiles:
+    """What an autoencoder is taken from: a bundle, SD 2.1's own among them, or the run folder of its training.
 
     Raises InputError where it is neither.
     """
-    if (source / "vae" / "config.json").is_file():
-        return None
     try:
+        if (source / "vae" / "config.json").is_file():
+            return open_part(source, "vae")
         files = None if source.is_dir() else open_bundle(as_reference(source))
     except InputError:
+        if source.is_dir():
+            raise
         files = None
     if files is None or "vae" not in files.configs:
         raise InputError(
@@ -54,25 +56,11 @@ def vae_bundle(source: Path) -> BundleFiles | None:
 def load_vae(source: Path) -> VAE:
     """The autoencoder of a bundle, or of the run folder of its own training.
 
-    Raises InputError where there is none or it is damaged.
+    That of an image model gets temporal layers that change nothing at first. Raises InputError where there is none or it
+    is damaged.
     """
-    files = vae_bundle(source)
-    if files is not None:
-        vae = files.part("vae", torch.float32)
-        assert isinstance(vae, VAE)
-        return own(vae)
-    folder = source / "vae"
-    try:
-        config = VAEConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        vae = VAE(config)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"{folder / 'config.json'} is damaged: {error}.", "Make or fetch it again."
-        ) from error
-    weights = MappedWeights(find_weights(folder, STEMS["vae"], torch.float32))
-    shapes = {name: tuple(t.shape) for name, t in vae.state_dict().items()}
-    check_weights(weights, shapes, f"the vae of {source}")
-    load_module(vae, weights, torch.float32)
+    vae = vae_bundle(source).part("vae", torch.float32)
+    assert isinstance(vae, VAE)
     return own(vae)
 
 

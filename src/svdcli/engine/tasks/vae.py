@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from svdcli.data.dataset import open_dataset
 from svdcli.data.footage import Footage
+from svdcli.data.reader import Tally
 from svdcli.engine.generate import to_frames
 from svdcli.engine.latents import encode_frames, to_pixels
 from svdcli.engine.samples import NUM_SAMPLES, Sample
@@ -102,6 +103,7 @@ class Autoencoder:
     def __init__(self, task: VAETask, data: Data, batch_size: int, device: torch.device, cache: Path) -> None:
         self.task, self.batch_size, self.device = task, batch_size, device
         self.train_set, self.held_out = open_dataset(data, cache)
+        self.tally = Tally(data.max_corrupt_share)
         if max(v.num_frames for v in self.train_set.videos) < task.num_frames:
             raise InputError(
                 f"No video has the {task.num_frames} frames of task.num_frames.",
@@ -122,14 +124,23 @@ class Autoencoder:
         if not can_start_from_patches(vae.config):
             start_at_random(vae)
             return
-        rng = np.random.default_rng(0)
-        frames = np.stack([random_frame(self.train_set, rng) for _ in range(START_FRAMES)])
-        start_from_patches(vae, to_pixels(frames))
+        start_from_patches(vae, to_pixels(self._random_frames(np.random.default_rng(0), START_FRAMES)))
+
+    def _random_frames(self, rng: np.random.Generator, count: int) -> npt.NDArray[np.uint8]:
+        """(N, H, W, 3), each of any video."""
+        found: list[npt.NDArray[np.uint8]] = []
+        while len(found) < count:
+            frame = self.tally.attempt(lambda: random_frame(self.train_set, rng))
+            found += [] if frame is None else [frame]
+        return np.stack(found)
 
     def batch(self, seed: list[int]) -> Tensor:
         """Random crops (B, T, 3, S, S) in [-1, 1], half of them mirrored; all videos are as likely."""
         rng, side = np.random.default_rng(seed), self.task.crop
-        clips = [random_crop(self.train_set, rng, self.task.num_frames, side) for _ in range(self.batch_size)]
+        clips: list[npt.NDArray[np.uint8]] = []
+        while len(clips) < self.batch_size:  # of what cannot be read another takes the place
+            clip = self.tally.attempt(lambda: random_crop(self.train_set, rng, self.task.num_frames, side))
+            clips += [] if clip is None else [clip]
         return to_pixels(np.stack(clips)).to(self.device)
 
     def loss(
@@ -153,7 +164,7 @@ class Autoencoder:
             own, adversarial = scores.losses()
             loss = loss + own + self.task.adversarial_weight * adversarial
             figures |= {"discriminator": own.item(), "adversarial": adversarial.item()}
-        return loss, figures
+        return loss, figures | self.tally.figures()
 
     def preview(self, batch: Tensor, generator: torch.Generator) -> list[Preview]:
         crops = to_frames(batch)
@@ -200,7 +211,7 @@ class Autoencoder:
         """The autoencoder with its scaling factor set to 1 / standard deviation of the training latents."""
         rng, latents = np.random.default_rng(0), []
         for _ in range(SCALING_FRAMES // SCALING_BATCH):
-            frames = np.stack([random_frame(self.train_set, rng) for _ in range(SCALING_BATCH)])
+            frames = self._random_frames(rng, SCALING_BATCH)
             latents.append(encode_frames(network.vae, frames, self.device))
         deviation = float(np.concatenate(latents).astype(np.float32).std(ddof=1))
         save_vae(network.vae, folder, scaling_factor=round(1.0 / deviation, 5))
