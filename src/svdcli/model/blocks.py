@@ -112,7 +112,8 @@ def conv_with_shift(conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None) -> 
 def time_conv(
     conv: nn.Conv3d, x: Tensor, *, shift: Tensor | None = None, gain: Tensor | None = None
 ) -> Tensor:
-    """A (3, 1, 1) convolution of clips (B, C, T, H·W): gain · conv(x) + shift, a shift (1 or B, C') a clip.
+    """A (3, 1, 1) convolution of clips (B, C, T, H·W): gain · conv(x) + shift, a shift (1 or B, C') a clip, or (B, C', T) a
+    frame.
 
     Gain, and shift where it is one, go into weight and bias, for nothing.
     """
@@ -120,13 +121,15 @@ def time_conv(
         weight, bias = conv.weight.squeeze(-1), conv.bias
         if gain is not None:
             weight, bias = weight * gain, None if bias is None else bias * gain
-        if shift is not None and shift.shape[0] == 1:
+        if shift is not None and shift.shape[0] == 1 and shift.ndim == 2:
             bias, shift = (shift[0] if bias is None else shift[0] + bias), None
         out = F.conv2d(x, weight, bias, padding=(1, 0))
     else:
         out = conv(x[..., None])[..., 0]
         out = out if gain is None else out * gain
-    return out if shift is None else out.add_(shift[:, :, None, None])
+    if shift is None:
+        return out
+    return out.add_(shift[..., None] if shift.ndim == 3 else shift[:, :, None, None])
 
 
 class ResBlock(nn.Module):
@@ -171,8 +174,10 @@ class TemporalResBlock(nn.Module):
         self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor, emb: Tensor | None, gain: Tensor) -> Tensor:
-        """x (B, C, T, H·W), emb (B, D) -> gain · residual, of x's shape."""
+        """x (B, C, T, H·W), emb (B, D), or (B T, D) where frames differ -> gain · residual, of x's shape."""
         shift = self.time_emb_proj(emb) if self.time_emb_proj is not None else None
+        if shift is not None and shift.shape[0] > x.shape[0]:
+            shift = shift.unflatten(0, (x.shape[0], -1)).movedim(1, 2)
         h = norm_silu(self.norm1, x)
         h = by_columns(lambda part: time_conv(self.conv1, part, shift=shift), h)
         h = norm_silu(self.norm2, h)

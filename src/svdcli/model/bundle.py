@@ -44,13 +44,13 @@ STEMS = {
     "mask_latent": "diffusion_pytorch_model",
 }
 PREFIXES = {"unet": (layouts.UNET,), "vae": (layouts.FIRST_STAGE,), "image_encoder": (layouts.IMAGE_TOWER,)}
-PARTS_OF = {"i2v": PARTS, "interp": (*PARTS, "mask_latent")}
+PARTS_OF = {"i2v": PARTS, "interp": (*PARTS, "mask_latent"), "multiview": PARTS}
 """What a bundle must hold, by its task."""
 TASKS = {
     "i2v": "an image-to-video model",
     "t2v": "a text-to-video model",
     "image": "an image model",
-    "multiview": "a multi-view model (SV3D)",
+    "multiview": "a multi-view model",
     "interp": "an interpolation model",
     "": "no diffusion model that svd knows",
 }
@@ -91,15 +91,12 @@ class BundleFiles:
             return
         task = tasks[0]
         what = TASKS.get(self.task, f"a model of the task {self.task}")
+        hint = "Give an SVD bundle; `svd models list` shows those on this machine."
         if self.task == "multiview":
-            raise InputError(
-                f"{self.name} is {what}, which this version recognises but does not load.",
-                "Use svd or svd-xt.",
-            )
-        raise InputError(
-            f"{self.name} is {what}, not {TASKS.get(task, task)}.",
-            "Give an SVD bundle; `svd models list` shows those on this machine.",
-        )
+            hint = "It turns an object round: `svd sample --orbit`. For videos use svd or svd-xt."
+        if task == "multiview":
+            hint = "Give SV3D's file, or a bundle that `svd finetune multiview` made."
+        raise InputError(f"{self.name} is {what}, not {TASKS.get(task, task)}.", hint)
 
     def build(self, part: str) -> nn.Module:
         """The part's module on the meta device: names and shapes, no memory."""
@@ -207,9 +204,10 @@ def _open_folder(name: str, path: Path) -> BundleFiles:
     try:
         num_frames = int(configs.get("unet", {}).get("num_frames") or 25)
         scheduler = configs.get("scheduler", {})
+        task = _task(index, configs)
         settings = replace(
-            Settings.default(num_frames),
-            task=_task(index, configs),
+            _suggested(task, configs.get("unet", {}), num_frames),
+            task=task,
             sigma_min=float(scheduler.get("sigma_min") or Settings.sigma_min),
             sigma_max=float(scheduler.get("sigma_max") or Settings.sigma_max),
         )
@@ -234,11 +232,18 @@ def _task(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) ->
     if kind != "UNetSpatioTemporalConditionModel":
         return "image" if "UNet2D" in kind else "t2v" if "UNet3D" in kind or "Motion" in kind else ""
     config = UNetConfig.from_dict(dict(unet))
-    if config.num_vector_ids in (1, 5):
+    if config.num_vector_ids == 1 or config.id_widths:
         return "multiview"
     if "mask_latent" in index:
         return "interp"
     return "i2v" if "image_encoder" in index and config.in_channels == 2 * config.out_channels else "t2v"
+
+
+def _suggested(task: str, unet: Mapping[str, Any], num_frames: int) -> Settings:
+    """How a bundle without `svd.json` is best sampled."""
+    if task == "multiview":
+        return Settings.sv3d("path" if unet.get("id_widths") else "none")
+    return Settings.default(num_frames)
 
 
 def _open_single(name: str, path: Path) -> BundleFiles:
@@ -254,7 +259,7 @@ def _open_single(name: str, path: Path) -> BundleFiles:
     if task == "image":
         config = implied.unet_config(shapes)
         return BundleFiles(name, path, "single", Settings(task=task), {"unet": config}, single=mapped)
-    if task != "i2v":
+    if task not in ("i2v", "multiview"):
         return BundleFiles(name, path, "single", Settings(task=task), {}, single=mapped)
     notes = []
     if layouts.is_image_decoder(shapes):
@@ -264,12 +269,14 @@ def _open_single(name: str, path: Path) -> BundleFiles:
         settings = Settings.from_dict(saved.get("settings", {}), Settings())
         return BundleFiles(name, path, "single", settings, saved.get("configs", {}), tuple(notes), mapped)
     num_frames = 14 if path.stem.lower() in ("svd", "svd_image_decoder") else 25
+    unet = implied.unet_config(shapes)
+    settings = _suggested(task, unet, num_frames)
     configs = {
-        "unet": {**implied.unet_config(shapes), "num_frames": num_frames},
+        "unet": {**unet, "num_frames": settings.num_frames},
         "vae": implied.vae_config(shapes),
         "image_encoder": implied.tower_config(shapes),
     }
-    return BundleFiles(name, path, "single", Settings.default(num_frames), configs, tuple(notes), mapped)
+    return BundleFiles(name, path, "single", settings, configs, tuple(notes), mapped)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

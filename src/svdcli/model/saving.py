@@ -220,9 +220,9 @@ def save_single(parts: Mapping[str, Part], path: Path, settings: Settings) -> No
     configs = {part: parts[part].config for part in PARTS}
     ours = {f"{part}.{name}": tensor for part in PARTS for name, tensor in parts[part].tensors.items()}
     tensors = {}
-    for single, source in layouts.single_sources(
-        configs, {part: parts[part].tensors for part in PARTS}
-    ).items():
+    names = {part: parts[part].tensors for part in PARTS}
+    frame_encoder = layouts.FRAME_ENCODERS[settings.task]
+    for single, source in layouts.single_sources(configs, names, frame_encoder).items():
         inputs = [ours[key] for key in source.keys]
         shape = source.make(*(torch.empty(t.shape, device="meta") for t in inputs)).shape
         fetch = lambda s=source, i=inputs: s.make(*(t.fetch().to("cpu", t.dtype) for t in i))  # noqa: E731
