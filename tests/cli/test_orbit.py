@@ -20,7 +20,7 @@ from svdcli.engine.orbit import pose_widths  # noqa: E402
 from svdcli.engine.produce import Job  # noqa: E402
 from svdcli.engine.tasks.given import new_image_encoder  # noqa: E402
 from svdcli.engine.tasks.parts import save_video_bundle  # noqa: E402
-from svdcli.engine.turn import Object, Path3D  # noqa: E402
+from svdcli.engine.turn import Angles, Object  # noqa: E402
 from svdcli.errors import InputError  # noqa: E402
 from svdcli.io.images import read_picture  # noqa: E402
 from svdcli.io.video import read_video  # noqa: E402
@@ -132,7 +132,7 @@ def test_an_orbit_is_a_folder(svd: Svd, bundles: dict[str, Path], pose: str) -> 
     np.testing.assert_allclose(found.cameras.elevations_deg, 20, atol=1e-6)
     np.testing.assert_allclose(found.cameras.azimuths_deg, [60, 120, 180, 240, 300, 0], atol=1e-6)
     given = read_picture(folder / found.images[-1]).pixels
-    placed, how = Object(Path("box.png"), Path3D.of(static_orbit(20, VIEWS))).placed(
+    placed, how = Object(Path("box.png"), Angles.of(static_orbit(20, VIEWS))).placed(
         open_bundle(bundles[pose]).settings
     )
     assert how == "its own transparency" and np.abs(given - placed).max() <= 0.5 / 255 + 1e-6
@@ -224,7 +224,7 @@ def test_the_cloud_of_true_views(tmp_path: Path) -> None:
     rgba = [view.rgba.astype(np.float32) / 255 for view in render(mesh, cameras)]
     views = [np.rint((v[..., :3] * v[..., 3:] + 1 - v[..., 3:]) * 255).astype(np.uint8) for v in rgba]
     write_views(folder, views, cameras)
-    made = cloud_of(Job(Object(Path("box.png"), Path3D.of(orbit)), 0, folder / "orbit.mp4"))
+    made = cloud_of(Job(Object(Path("box.png"), Angles.of(orbit)), 0, folder / "orbit.mp4"))
     assert made is not None and made["points"] == 100_000 and made["seen"] > 0.7
     np.testing.assert_allclose(sorted(made["size"]), [0.5, 0.7, 1.0], atol=0.06)
     cloud = trimesh.load(folder / "points" / "points.ply")

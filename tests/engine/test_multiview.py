@@ -34,8 +34,10 @@ from svdcli.model.bundle import open_bundle  # noqa: E402
 from svdcli.model.conditioning import Conditioning  # noqa: E402
 from svdcli.model.settings import Settings  # noqa: E402
 from svdcli.multiview.batch import Item  # noqa: E402
+from svdcli.multiview.cameras import static_orbit  # noqa: E402
 from svdcli.multiview.objaverse import Orbits as Rendering  # noqa: E402
 from svdcli.multiview.objaverse import render_object  # noqa: E402
+from svdcli.multiview.views import write_views  # noqa: E402
 from svdcli.recipe.recipe import Recipe  # noqa: E402
 from svdcli.recipe.tasks import TextToImageTask  # noqa: E402
 
@@ -194,6 +196,31 @@ def test_objects_are_measured(orbits: Path) -> None:
     rows, columns = np.nonzero(alpha > 0.5)
     side = max(np.ptp(rows), np.ptp(columns)) + 1
     assert Orbits([turn], (64, 64), 1).object_share() == round(side / 64, 3)
+
+
+def test_captures_along_an_arc(recipe_in: Make, trained_vae: Path, tmp_path: Path) -> None:
+    """Photographs of a part of the way round, as of MVImgNet: seen from end to end, as they are, without poses."""
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        folder = tmp_path / "captures" / f"c{number}"
+        folder.mkdir(parents=True)
+        photographs = [rng.integers(0, 255, (48, 72, 3)).astype(np.uint8) for _ in range(7)]
+        cameras = static_orbit(10, 21).cameras(2, side=72).take(range(7))
+        write_views(folder, photographs, replace(cameras, height=48))
+    data = {
+        "data.source": tmp_path / "captures",
+        "data.held_out": ["c1"],
+        "data.width": 96,
+        "data.height": 64,
+    }
+    recipe = recipe_in(tmp_path / "run", data, TASK | {"vae": str(trained_vae), "pose": "none"})
+    task = make_task(recipe, CPU, tmp_path / "cache")
+    assert isinstance(task, MultiView)
+    batch = task.batch([0, 0, 0, 0])
+    assert batch.angles is None and batch.latents.shape == (2, TAKEN, 4, 8, 12)
+    assert [numbers for _, numbers in batch.shown] == [(0, 2, 4, 6)] * 2
+    loss, _ = task.loss(task.network, batch, torch.Generator().manual_seed(0))
+    assert math.isfinite(loss.item()) and len(task.evaluated()) == 1
 
 
 def test_what_is_no_folder_of_orbits_is_said(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from svdcli.cli import app
-from svdcli.model import layouts
+from svdcli.model import hub, layouts
 from svdcli.model.bundle import open_bundle
 from svdcli.model.conditioning import condition_on_view
 from svdcli.model.embedding import sinusoid
@@ -267,3 +267,10 @@ def test_models_know_it(single: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert all(check.passed or check.warning for check in checks), checks
     assert app.main(["models", "verify", str(single)]) == 0
     assert "polar angle, azimuth" in capsys.readouterr().err
+
+
+def test_it_is_found_by_name(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(hub.FOLDERS, str(single.parent))
+    name = single.stem.replace("_", "-")
+    assert open_bundle(name).path == single and hub.best_orbits().name == name
+    assert name in [found.name for found in hub.available()] and hub.best().name == hub.NANO

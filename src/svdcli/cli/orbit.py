@@ -160,11 +160,11 @@ def find_objects(
     pictures: Sequence[Path], orbit: Orbit, cutout: str | None, files: BundleFiles
 ) -> list[Object]:
     """The objects, each cut out once now, so that a bad one shows before any work."""
-    from svdcli.engine.turn import Object, Path3D
+    from svdcli.engine.turn import Angles, Object
 
     named: dict[str | None, Cut] = {None: "auto", "auto": "auto", "none": "none"}
     cut = named[cutout] if cutout in named else Path(str(cutout))
-    objects = [Object(picture, Path3D.of(orbit), cut) for picture in pictures]
+    objects = [Object(picture, Angles.of(orbit), cut) for picture in pictures]
     for each in objects:
         _, how = each.placed(files.settings)
         out.say(f"{each.name}: cut out by {how}" if cut != "none" else f"{each.name}: taken whole")

@@ -32,14 +32,14 @@ Cut = Literal["auto", "none"] | Path
 
 
 @dataclass(frozen=True)
-class Path3D:
+class Angles:
     """The way around an object, as a key: two paths of the same angles are equal."""
 
     azimuths_deg: tuple[float, ...]
     elevations_deg: tuple[float, ...]
 
     @classmethod
-    def of(cls, orbit: Orbit) -> Path3D:
+    def of(cls, orbit: Orbit) -> Angles:
         return cls(tuple(orbit.azimuths_deg.tolist()), tuple(orbit.elevations_deg.tolist()))
 
     @property
@@ -52,7 +52,7 @@ class Object:
     """See `Subject`: an object that is to be seen from all around, for a multi-view bundle."""
 
     source: Path
-    path: Path3D
+    path: Angles
     cut: Cut = "auto"
 
     @property
@@ -85,7 +85,7 @@ class Object:
         return Told(conditioning, sampling, facts, placed)
 
 
-def cameras_of(path: Path3D, settings: Settings) -> Cameras:
+def cameras_of(path: Angles, settings: Settings) -> Cameras:
     """Where the views stand, so far off that an object of size 1 is as large in the frame as the given one."""
     cameras = path.orbit.cameras(radius_of(settings.object_share), side=settings.height)
     if settings.width == settings.height:
