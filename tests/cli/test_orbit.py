@@ -163,6 +163,8 @@ def test_paths(svd: Svd, bundles: dict[str, Path], tmp_path: Path) -> None:
     assert code == 0, said
     manifest = json.loads(told)["orbits"][0]["manifest"]
     assert manifest["num_frames"] == 4 and manifest["azimuths_deg"] == [150, 240, 260, 0]
+    code, told, said = svd("--json", *ask, bundles["path"], "--plan", "-o", "no/")
+    assert code == 0 and json.loads(told)["sampling"]["num_frames"] == VIEWS and not Path("no").exists()
     for pose in ("none", "elevation"):
         code, _, said = svd(*ask, bundles[pose], "--path", "dynamic", "-o", "no/")
         assert code == 2 and "even orbits of one elevation" in said

@@ -101,7 +101,7 @@ def sample_orbit(wanted: Wanted, around: Around) -> None:
         raise UsageError(
             "an orbit is a folder of views and an mp4", "Give --output a folder, and no --format."
         )
-    files = open_bundle(hub.best_orbits().path if wanted.bundle is None else wanted.bundle)
+    files = open_bundle(hub.best_orbits().name if wanted.bundle is None else wanted.bundle)
     files.require_task("multiview")
     orbit = find_path(around, files, wanted.seed)
     asked = {**wanted.sampling, "num_frames": len(orbit.azimuths_deg)}
