@@ -294,7 +294,7 @@ def edit_json(path: Path, **changes: object) -> None:
     [
         ({"_class_name": "UNet2DConditionModel"}, "is an image model, not an image-to-video model"),
         ({"in_channels": 4}, "is a text-to-video model"),
-        ({"projection_class_embeddings_input_dim": 32}, "SV3D.*does not load"),
+        ({"projection_class_embeddings_input_dim": 32}, "multi-view model, not an image-to-video"),
     ],
 )
 def test_another_task_is_refused(tiny: Path, changes: dict, says: str) -> None:

@@ -59,11 +59,11 @@ class Wanted:
         return cast("Literal['crop', 'pad', 'stretch']", self.fit.value)
 
 
-def refuse(options: Mapping[str, Any]) -> None:
-    """Raise UsageError for an option that was given and means nothing here."""
+def refuse(options: Mapping[str, Any], beside: str = "--interpolate") -> None:
+    """Raise UsageError for an option that was given and means nothing `beside` another."""
     for name, given in options.items():
         if given:
-            raise UsageError(f"--interpolate and {name} do not go together", f"Leave {name} out.")
+            raise UsageError(f"{beside} and {name} do not go together", f"Leave {name} out.")
 
 
 def sample_between(wanted: Wanted) -> None:

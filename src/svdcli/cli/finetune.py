@@ -16,9 +16,12 @@ from svdcli.errors import RecipeError, UsageError
 if TYPE_CHECKING:
     from svdcli.recipe.recipe import Recipe
 
-Kind = StrEnum("Kind", {"i2v": "i2v", "t2v": "t2v", "interp": "interp", "camera_lora": "camera-lora"})
-HELP_KIND = "What is learned: motion from a picture, from words, between two frames, or one camera move."
-HELP_SOURCE = "A folder of videos or of shards, a URL of shards, a TOML recipe, or the folder of a run."
+Kind = StrEnum(
+    "Kind",
+    {"i2v": "i2v", "t2v": "t2v", "interp": "interp", "multiview": "multiview", "camera_lora": "camera-lora"},
+)
+HELP_KIND = "What is learned: motion from a picture, from words, between two frames, an object's other sides, or one camera move."
+HELP_SOURCE = "A folder of videos, shards or orbits, a URL of shards, a TOML recipe, or the folder of a run."
 HELP_FROM = "The bundle to go on from: a name, folder, file or hub id; else the best one here."
 HELP_SET = "Change a key of the recipe: --set optim.lr=1e-5"
 HELP_RUN = "Where checkpoints and the result go; else runs/KIND-NAME. The same command resumes there."

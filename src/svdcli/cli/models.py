@@ -146,7 +146,7 @@ def convert(
         raise UsageError(f"{target} exists already.", "Choose another name, or replace it with --overwrite.")
     check_writable(target)
     files = open_bundle(source)
-    files.require_task("i2v", "t2v", "interp")
+    files.require_task("i2v", "t2v", "interp", "multiview")
     if target.exists() and any(
         target.resolve() in (path, *path.parents) for path in map(Path.resolve, files.paths())
     ):
@@ -176,9 +176,9 @@ def verify(
     from svdcli.model.bundle import open_bundle
 
     files = open_bundle(ref)
-    files.require_task("i2v", "t2v", "interp")
+    files.require_task("i2v", "t2v", "interp", "multiview")
     checks = []
-    for check in (*checker.verify(files), *_conventions(files.settings.fps)):
+    for check in (*checker.verify(files), *_conventions(files)):
         checks.append(check)
         out.say(f"{_verdict(check):8} {check.name}: {check.detail}")
     failed = [check for check in checks if not check.passed and not check.warning]
@@ -326,11 +326,8 @@ def _sigmas(num_steps: int) -> list[float]:
     return [round(float(sigma), 6) for sigma in karras(num_steps)]
 
 
-def _conventions(fps: float) -> Iterable[Check]:
+def _conventions(files: BundleFiles) -> Iterable[Check]:
     """Two conventions that are easily got wrong: the noise schedule and the order of the ids."""
-    import torch
-
-    from svdcli.model.conditioning import condition_on_image
     from svdcli.model.verify import Check
 
     sigmas = _sigmas(25)
@@ -338,14 +335,39 @@ def _conventions(fps: float) -> Iterable[Check]:
     yield Check(
         "noise schedule", good, f"Karras, 25 steps: {sigmas[0]:g}, {sigmas[1]:.4g} … {sigmas[24]:g}, then 0"
     )
+    yield _order_of_angles() if files.task == "multiview" else _order_of_ids(files.settings.fps)
+
+
+def _order_of_ids(fps: float) -> Check:
+    import torch
+
+    from svdcli.model.conditioning import condition_on_image
+    from svdcli.model.verify import Check
+
     one = torch.ones(1)
     ids = condition_on_image(
         torch.zeros(1, 1), torch.zeros(1, 1, 1, 1), fps * one, 127 * one, 0.02 * one
     ).vector_ids[0]
     order = torch.allclose(ids, torch.tensor([fps - 1, 127, 0.02]))
-    yield Check(
+    return Check(
         "ids", order, f"fps − 1, motion bucket, augmentation: {', '.join(f'{float(i):g}' for i in ids)}"
     )
+
+
+def _order_of_angles() -> Check:
+    """Of a view at elevation 0, a quarter round, before the given one."""
+    import torch
+
+    from svdcli.model.conditioning import condition_on_view
+    from svdcli.model.verify import Check
+
+    angles = torch.tensor([[[1.5708, 1.5708], [1.5708, 0.0]]])
+    ids = condition_on_view(
+        torch.zeros(1, 1), torch.zeros(1, 1, 1, 1), torch.tensor([1e-5]), angles
+    ).vector_ids[0]
+    order = torch.allclose(ids, torch.tensor([[1e-5, 1.5708, 1.5708], [1e-5, 1.5708, 0.0]]))
+    told = ", ".join(f"{float(i):g}" for i in ids[0])
+    return Check("ids", order, f"augmentation, polar angle, azimuth, in radians: {told}")
 
 
 def _dtype(precision: Precision | None) -> torch.dtype | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from svdcli.multiview.views import Views
 
 FOLDER = "points"  # where results go below the folder of views
+DEFAULT_FORMATS = "ply,turntable"
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +43,7 @@ def points(
         typer.Option(
             "--format", help="ply, pcd, xyz, glb, mesh, mesh-glb, gaussians, turntable, colmap; by commas."
         ),
-    ] = "ply,turntable",
+    ] = DEFAULT_FORMATS,
     elevation: Annotated[
         float | None, typer.Option(help="Of pictures without cameras, in degrees; else it is estimated.")
     ] = None,
@@ -74,7 +75,7 @@ def points(
     if check:
         _check(views, loaded, target, mend, overwrite)
         return
-    wanted = _formats(formats)
+    wanted = formats_of(formats)
     _check_target(target, overwrite)
     if loaded.assumed and elevation is None and path is None:
         loaded = _calibrated(loaded)
@@ -84,11 +85,12 @@ def points(
         refuse_reversed(loaded)
     how = Reconstruction(count, flat_ends=flat_bottom, sweep=not fast, bad_masks=bad_masks or 0)
     if bad_masks is None:
-        how = _tolerant(loaded, how)
-    cloud = _reconstruct(loaded, how)
-    files = _write(cloud, loaded, target, wanted, how)
-    facts = _facts(cloud, loaded, how)
-    lines = [*(f"{file}" for file in files), f"{count:,} points, {cloud.seen:.0%} of them seen by some view"]
+        how = tolerant(loaded, how)
+    files, facts = cloud_into(target, loaded, wanted, how)
+    lines = [
+        *(f"{file}" for file in files),
+        f"{count:,} points, {facts['seen']:.0%} of them seen by some view",
+    ]
     out.result({"files": files, **facts}, lines)
 
 
@@ -128,7 +130,7 @@ def _calibrated(views: Views) -> Views:
     return replace(views, cameras=found.cameras)
 
 
-def _tolerant(views: Views, how: Reconstruction) -> Reconstruction:
+def tolerant(views: Views, how: Reconstruction) -> Reconstruction:
     """Tolerate one bad mask where the check finds one."""
     from svdcli.multiview.consistency import POOR, check_views
 
@@ -148,6 +150,15 @@ def _tolerant(views: Views, how: Reconstruction) -> Reconstruction:
 # ---- the cloud
 
 
+def cloud_into(
+    target: Path, views: Views, formats: list[str], how: Reconstruction
+) -> tuple[list[Path], dict[str, Any]]:
+    """Make the cloud and write it -> its files and what is to be known of it. Raises InputError where masks disagree wholly."""
+    cloud = _reconstruct(views, how)
+    target.mkdir(parents=True, exist_ok=True)
+    return _write(cloud, views, target, formats, how), _facts(cloud, views, how)
+
+
 def _reconstruct(views: Views, how: Reconstruction) -> Cloud:
     from svdcli.multiview.points import STAGES, reconstruct
 
@@ -155,7 +166,7 @@ def _reconstruct(views: Views, how: Reconstruction) -> Cloud:
         return reconstruct(views, how, lambda stage: progress.advance(1, stage))
 
 
-def _formats(text: str) -> list[str]:
+def formats_of(text: str) -> list[str]:
     from svdcli.multiview.export import FORMATS
 
     names = [name.strip() for name in text.split(",") if name.strip()]

@@ -38,6 +38,16 @@ from svdcli.cli.choices import (
 )
 from svdcli.cli.console import out
 from svdcli.cli.making import Made, Run, Watcher, index_path, rank_clips, read_index, sheet_path, write_index
+from svdcli.cli.orbit import (
+    Around,
+    CutoutOption,
+    ElevationOption,
+    OrbitOption,
+    PathOption,
+    PointsOption,
+    ViewsOption,
+    sample_orbit,
+)
 from svdcli.cli.painting import choose_painter, painted, picture_paths
 from svdcli.errors import UsageError
 
@@ -113,6 +123,12 @@ def sample(
     preview: Annotated[bool, typer.Option("--preview", help="Show the clip in a picture as it is made.")] = False,
     overwrite: OverwriteOption = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the predicted memory, and run nothing.")] = False,
+    orbit: OrbitOption = False,
+    elevation: ElevationOption = None,
+    views: ViewsOption = None,
+    path: PathOption = None,
+    cutout: CutoutOption = None,
+    points: PointsOption = True,
 ) -> None:  # fmt: skip
     """Turn pictures, or words, into videos."""
     from svdcli.io.template import output_paths
@@ -125,15 +141,26 @@ def sample(
         "num_frames": frames, "window": window, "fps": fps, "motion_bucket": motion, "augment": augment,
         "num_steps": steps, "sampler": sampler and sampler.value, "schedule": schedule, "guidance": guidance, "s_churn": churn,
     }  # fmt: skip
+    around = Around(elevation, views, path, cutout, points)
+    wanted = Wanted(
+        images or [], bundle, output, kind, size, fit, seed, motion, asked, dtype, device, vram, overwrite, plan
+    )  # fmt: skip
+    if orbit:
+        refuse({
+            "--prompt": prompt, "--lora": lora, "--count": count > 1, "--rank": rank, "--devices": devices > 1,
+            "--preview": preview, "--window": window, "--decode-chunk": decode_chunk, "--decode-overlap": decode_overlap,
+            "--interpolate": interpolate, "--frames": frames, "--motion": motion, "--size": size,
+            "--continue": continue_, "--motion-mask": motion_mask, "--image-model": image_model,
+        }, "--orbit")  # fmt: skip
+        return sample_orbit(wanted, around)
+    around.refuse()
     if interpolate:
         refuse({
             "--prompt": prompt, "--lora": lora, "--count": count > 1, "--rank": rank, "--devices": devices > 1,
             "--preview": preview, "--window": window, "--decode-chunk": decode_chunk, "--decode-overlap": decode_overlap,
             "--continue": continue_, "--motion-mask": motion_mask, "--image-model": image_model,
         })  # fmt: skip
-        return sample_between(Wanted(
-            images or [], bundle, output, kind, size, fit, seed, motion, asked, dtype, device, vram, overwrite, plan
-        ))  # fmt: skip
+        return sample_between(wanted)
     chosen_kind = choose_kind(kind, output) or "mp4"
     check_number("--image-guidance", image_guidance, 0, 100)
     if rank and (count == 1 or chosen_kind == "latents" or (prompt and not image_model)):
@@ -251,7 +278,7 @@ def decode(
     chosen_kind = asked if asked in SUFFIXES and asked != "latents" else "mp4"
     known_path = bundle_path if bundle_path and Path(bundle_path).exists() else manifest.get("bundle")
     files = open_bundle(bundle or known_path)
-    files.require_task("i2v", "t2v", "image")
+    files.require_task("i2v", "t2v", "image", "multiview")
     seed, source = int(manifest.get("seed", 0)), Path(str(manifest.get("source", latents)))
     if output is None:
         stem = latents.name.removesuffix(".safetensors").removesuffix(".latents")

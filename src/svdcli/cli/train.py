@@ -198,6 +198,8 @@ def _result(recipe: Recipe) -> Path:
 def _next(recipe: Recipe) -> str:
     if recipe.task.kind == "vae":
         return f"svd train RECIPE --set task.vae={recipe.run.folder}   (an i2v recipe, upon this autoencoder)"
+    if recipe.task.kind == "multiview":
+        return f"svd sample object.png --orbit --bundle {_result(recipe)}"
     if recipe.task.kind == "interp":
         return f"svd sample clip.mp4 --interpolate --bundle {_result(recipe)}"
     if recipe.adapter is not None:

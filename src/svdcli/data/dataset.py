@@ -57,11 +57,11 @@ def count_videos(data: Data) -> tuple[int, int]:
     if has_shards(data):
         kept, held = _shard_split(data, read_index(data.location, _columns(data)))
         return int(kept.sum()), int(held.sum())
-    apart = _apart(data, [(path.name, path.name) for path in find_videos(data)])
-    return _require_both(int((~apart).sum()), int(apart.sum()))
+    apart = held_apart(data, [(path.name, path.name) for path in find_videos(data)])
+    return require_both(int((~apart).sum()), int(apart.sum()))
 
 
-def _apart(data: Data, names: Sequence[tuple[str, str]]) -> np.ndarray:
+def held_apart(data: Data, names: Sequence[tuple[str, str]]) -> np.ndarray:
     """Which of (name, source) are held out (N,): by their names, or a share of the sources; of few sources one at least."""
     flags = np.array([is_held_out(*pair, data.held_out, data.held_out_share) for pair in names], bool)
     sources = {source for _, source in names}
@@ -70,7 +70,7 @@ def _apart(data: Data, names: Sequence[tuple[str, str]]) -> np.ndarray:
     return flags
 
 
-def _require_both(num_kept: int, num_apart: int) -> tuple[int, int]:
+def require_both(num_kept: int, num_apart: int) -> tuple[int, int]:
     if not num_kept or not num_apart:
         raise InputError(
             f"There are {num_kept} videos to train on and {num_apart} held out; both need one at least.",
@@ -97,7 +97,7 @@ def find_videos(data: Data) -> list[Path]:
             f"data.camera = {data.camera!r} needs an index that knows each clip's camera, and {folder} is a folder of videos.",
             "Curate it with `svd curate run`, or list the clips by name in data.include.",
         )
-    kept = [p for p in found if _wanted(data, p.name)]
+    kept = [p for p in found if is_wanted(data, p.name)]
     if not found:
         raise InputError(
             f"There is no video in {folder}.",
@@ -110,7 +110,7 @@ def find_videos(data: Data) -> list[Path]:
     return kept
 
 
-def _wanted(data: Data, *names: str) -> bool:
+def is_wanted(data: Data, *names: str) -> bool:
     """Whether a clip of those names is among the included and not among the excluded."""
 
     def match(patterns: tuple[str, ...]) -> bool:
@@ -141,10 +141,10 @@ def _open_frames(data: Data, cache: Path) -> tuple[Footage, Footage]:
     whole = load_frames(paths, *how)
     require_readable(len(paths), whole.skipped, data.max_corrupt_share)
     texts = {path.name: text for path in paths if (text := _caption(path))}
-    flags = _apart(data, [(video.name, video.name) for video in whole.videos])
+    flags = held_apart(data, [(video.name, video.name) for video in whole.videos])
     kept = tuple(video for video, flag in zip(whole.videos, flags, strict=True) if not flag)
     apart = tuple(video for video, flag in zip(whole.videos, flags, strict=True) if flag)
-    _require_both(len(kept), len(apart))
+    require_both(len(kept), len(apart))
     sets: list[FrameSet] = [replace(whole, videos=videos, texts=texts) for videos in (kept, apart)]
     return sets[0], replace(sets[1], skipped={})
 
@@ -163,10 +163,10 @@ def _open_folder(data: Data, cache: Path) -> tuple[Footage, Footage]:
     def stamp(clip: Clip) -> str:
         return json.dumps(file_stamp(data.source / clip.source, data.source))
 
-    flags = _apart(data, [(clip.key, clip.key) for clip in clips])
+    flags = held_apart(data, [(clip.key, clip.key) for clip in clips])
     kept = [clip for clip, flag in zip(clips, flags, strict=True) if not flag]
     apart = [clip for clip, flag in zip(clips, flags, strict=True) if flag]
-    _require_both(len(kept), len(apart))
+    require_both(len(kept), len(apart))
     return _streams(data, kept, apart, lambda clip: data.source / clip.source, stamp, cache, skipped)
 
 
@@ -222,7 +222,7 @@ def _shard_split(data: Data, table: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
     names = [(str(key), Path(str(source)).name) for key, source in rows]
-    left = np.array([_wanted(data, *pair) for pair in names])
+    left = np.array([is_wanted(data, *pair) for pair in names])
     if not left.any():
         raise InputError(
             f"data.exclude and data.include leave none of {len(names)} clips in {data.location}.",
@@ -230,8 +230,8 @@ def _shard_split(data: Data, table: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     left &= _filmed(data, table)
     apart = np.zeros_like(left)
-    apart[left] = _apart(data, [pair for pair, kept in zip(names, left, strict=True) if kept])
-    _require_both(int((left & ~apart).sum()), int((left & apart).sum()))
+    apart[left] = held_apart(data, [pair for pair, kept in zip(names, left, strict=True) if kept])
+    require_both(int((left & ~apart).sum()), int((left & apart).sum()))
     return left & ~apart, left & apart
 
 

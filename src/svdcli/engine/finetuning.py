@@ -17,11 +17,14 @@ from svdcli.errors import InputError
 from svdcli.model.bundle import BundleFiles, open_bundle
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.recipe.reading import override_key, read_tree
-from svdcli.recipe.recipe import Data, Recipe, parse_recipe
+from svdcli.recipe.recipe import Recipe, parse_recipe
+from svdcli.recipe.tasks import MultiViewTask
 from svdcli.shipped import shipped_path
 
 SMALL_WIDTH = 160
 """Channels of the finest level, half of SVD's, below which a network is trained as nano is."""
+OWN_LENGTHS = ("interp", "multiview")
+"""Kinds that make clips of a length of their own, whatever they begin with."""
 HELD_OUT_SHARE = 0.1
 SUGGESTIONS = ("guidance", "num_steps", "sampler", "sigma_min", "sigma_max")
 """Of how a bundle is sampled: kept where the task stays the same."""
@@ -47,18 +50,22 @@ def recipe_for(
     task, data = tree["task"], tree["data"]
     frames = task["num_frames"]
     task |= shape_of(unet.config) | begun_with(files)
-    if kind == "interp" and files.task != kind:
+    if kind in OWN_LENGTHS and files.task != kind:
         task["num_frames"] = frames
     if files.task == task["kind"]:
         task |= {name: getattr(settings, name) for name in SUGGESTIONS}
-    data |= {"source": source, "width": settings.width, "height": settings.height}
+    if kind != "multiview" or files.task == kind:  # views of objects are square
+        data |= {"width": settings.width, "height": settings.height}
+    data["source"] = source
+    if files.task == kind == "multiview":
+        task["pose"] = settings.pose
     if "camera" in data and not holds_shards(source):
         del data["camera"]  # a folder has no index that would tell: all of it shows the move
     data.pop("held_out", None)  # names of the recipe's own footage
     tree["run"]["folder"] = str(run or default_folder(kind, source))
     for change in changes:
         override_key(tree, change)
-    data |= held_out_of(parse_recipe(tree, str(path)).data)
+    data |= held_out_of(parse_recipe(tree, str(path)))
     recipe = parse_recipe(tree, str(path))
     if files.task not in STARTS[type(recipe.task)]:
         files.require_task(STARTS[type(recipe.task)][-1])
@@ -98,10 +105,13 @@ def default_folder(kind: str, source: str) -> Path:
     return Path("runs") / f"{kind}-{name}"
 
 
-def held_out_of(data: Data) -> dict[str, Any]:
+def held_out_of(recipe: Recipe) -> dict[str, Any]:
     """What is kept for evaluation: as the recipe says, else a share of the sources."""
+    data = recipe.data
     if data.held_out or data.held_out_share:
         return {}
+    if isinstance(recipe.task, MultiViewTask):
+        return {"held_out_share": HELD_OUT_SHARE}
     if not has_shards(data) and len(find_videos(data)) < 2:
         raise InputError(
             f"{data.location} holds one video, and one has to be kept for evaluation.",

@@ -9,6 +9,7 @@ from svdcli.diffusion.guidance import parse_guidance
 from svdcli.engine.launch import check_machine, is_first
 from svdcli.engine.loggers import require_loggers
 from svdcli.engine.state import CHECKPOINT, saved_run
+from svdcli.engine.tasks.orbits import count_orbits
 from svdcli.engine.tasks.parts import as_reference, require_image_encoder, vae_bundle
 from svdcli.engine.tasks.text import require_text
 from svdcli.io.files import check_writable
@@ -19,13 +20,13 @@ from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.resume import resume_recipe
 from svdcli.recipe.tasks import (
     DiffusionTask,
-    GivenFramesTask,
+    GivenTask,
     ImageToVideoTask,
     InterpolationTask,
+    MultiViewTask,
     TextTask,
     TextToImageTask,
     TextToVideoTask,
-    VideoTask,
 )
 
 STARTS: dict[type, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ STARTS: dict[type, tuple[str, ...]] = {
     TextToVideoTask: ("image", "t2v"),
     ImageToVideoTask: ("t2v", "i2v"),
     InterpolationTask: ("t2v", "i2v", "interp"),
+    MultiViewTask: ("image", "t2v", "i2v", "multiview"),
 }
 """Which bundles a task can go on from."""
 
@@ -83,18 +85,20 @@ def check_surroundings(recipe: Recipe) -> tuple[int, int]:
     """
     check_machine(recipe.machine)
     require_loggers(recipe.run.log)
+    if isinstance(recipe.task, MultiViewTask):
+        return count_orbits(recipe.data)
     return count_videos(recipe.data)
 
 
 def _check_diffusion(task: DiffusionTask) -> None:
     """Raise InputError where the autoencoder, the start or the text encoder of a task is not what it can use."""
     vae_bundle(task.vae)
-    parse_guidance(task.guidance, max(task.num_frames) if isinstance(task, VideoTask) else 1)
+    parse_guidance(task.guidance, max(getattr(task, "num_frames", (1,))))
     if task.start is not None:
         files = open_bundle(as_reference(task.start))
         if files.task not in STARTS[type(task)]:
             files.require_task(STARTS[type(task)][-1])
-    if isinstance(task, GivenFramesTask) and task.image_encoder is not None:
+    if isinstance(task, GivenTask) and task.image_encoder is not None:
         require_image_encoder(task.image_encoder, task.context_dim)
     if isinstance(task, TextTask) and task.text is not None:
         require_text(as_reference(task.text), task.context_dim)

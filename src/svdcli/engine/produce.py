@@ -195,7 +195,7 @@ def describe(job: Job, residence: Residence, writing: Writing, told: Told) -> di
         "seed": job.seed,
         **asdict(sampling),
         **told.facts,
-        "vector_ids": [float(f"{i:.7g}") for i in told.conditioning.vector_ids[0].tolist()],
+        "vector_ids": _rounded(told.conditioning.vector_ids[0].tolist()),
         "sigmas": [float(f"{s:.7g}") for s in sampling.sigmas().tolist()],
         "guidance_scales": [float(f"{s:.7g}") for s in sampling.scales().tolist()],
         "device": str(residence.device),
@@ -205,6 +205,11 @@ def describe(job: Job, residence: Residence, writing: Writing, told: Told) -> di
         "versions": versions(),
         **decoding(residence, writing),
     }
+
+
+def _rounded(values: Any) -> Any:
+    """A number, or lists of them, to seven digits."""
+    return [_rounded(value) for value in values] if isinstance(values, list) else float(f"{values:.7g}")
 
 
 def decoding(residence: Residence, writing: Writing) -> dict[str, Any]:

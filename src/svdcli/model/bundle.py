@@ -50,14 +50,14 @@ PREFIXES = {
     "image_encoder": (layouts.IMAGE_TOWER,),
     **{part: (prefix,) for part, prefix in layouts.OWN.items()},
 }
-PARTS_OF = {"i2v": PARTS, "interp": (*PARTS, "mask_latent")}
+PARTS_OF = {"i2v": PARTS, "interp": (*PARTS, "mask_latent"), "multiview": PARTS}
 """What a bundle must hold, by its task."""
 _TOKENIZERS: dict[Path, tempfile.TemporaryDirectory[str]] = {}
 TASKS = {
     "i2v": "an image-to-video model",
     "t2v": "a text-to-video model",
     "image": "an image model",
-    "multiview": "a multi-view model (SV3D)",
+    "multiview": "a multi-view model",
     "interp": "an interpolation model",
     "": "no diffusion model that svd knows",
 }
@@ -118,15 +118,12 @@ class BundleFiles:
             return
         task = tasks[0]
         what = TASKS.get(self.task, f"a model of the task {self.task}")
+        hint = "Give an SVD bundle; `svd models list` shows those on this machine."
         if self.task == "multiview":
-            raise InputError(
-                f"{self.name} is {what}, which this version recognises but does not load.",
-                "Use svd or svd-xt.",
-            )
-        raise InputError(
-            f"{self.name} is {what}, not {TASKS.get(task, task)}.",
-            "Give an SVD bundle; `svd models list` shows those on this machine.",
-        )
+            hint = "It turns an object round: `svd sample --orbit`. For videos use svd or svd-xt."
+        if task == "multiview":
+            hint = "Give SV3D's file, or a bundle that `svd finetune multiview` made."
+        raise InputError(f"{self.name} is {what}, not {TASKS.get(task, task)}.", hint)
 
     def build(self, part: str) -> nn.Module:
         """The part's module on the meta device: names and shapes, no memory."""
@@ -249,9 +246,10 @@ def _open_folder(name: str, path: Path) -> BundleFiles:
     try:
         num_frames = int(configs.get("unet", {}).get("num_frames") or 25)
         scheduler = configs.get("scheduler", {})
+        task = _task(index, configs)
         settings = replace(
-            Settings.default(num_frames),
-            task=_task(index, configs),
+            _suggested(task, configs.get("unet", {}), num_frames),
+            task=task,
             sigma_min=float(scheduler.get("sigma_min") or Settings.sigma_min),
             sigma_max=float(scheduler.get("sigma_max") or Settings.sigma_max),
         )
@@ -276,12 +274,19 @@ def _task(index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) ->
     if kind != "UNetSpatioTemporalConditionModel":
         return "image" if "UNet2D" in kind else "t2v" if "UNet3D" in kind or "Motion" in kind else ""
     config = UNetConfig.from_dict(dict(unet))
-    if config.num_vector_ids in (1, 5):
+    if config.num_vector_ids == 1 or config.id_widths:
         return "multiview"
     if "mask_latent" in index:
         return "interp"
     continues = config.in_channels == 2 * config.out_channels or config.takes_mask
     return "i2v" if "image_encoder" in index and continues else "t2v"
+
+
+def _suggested(task: str, unet: Mapping[str, Any], num_frames: int) -> Settings:
+    """How a bundle without `svd.json` is best sampled."""
+    if task == "multiview":
+        return Settings.sv3d("path" if unet.get("id_widths") else "none")
+    return Settings.default(num_frames)
 
 
 def _open_single(name: str, path: Path) -> BundleFiles:
@@ -301,16 +306,18 @@ def _open_single(name: str, path: Path) -> BundleFiles:
         if any(key.startswith(layouts.FIRST_STAGE) for key in shapes):
             configs["vae"] = implied.vae_config(shapes)
         return BundleFiles(name, path, "single", Settings(task=task), configs, single=mapped)
-    if task != "i2v":
+    if task not in ("i2v", "multiview"):
         return BundleFiles(name, path, "single", Settings(task=task), {}, single=mapped)
     notes = _notes(shapes)
     num_frames = 14 if path.stem.lower() in ("svd", "svd_image_decoder") else 25
+    unet = implied.unet_config(shapes)
+    settings = _suggested(task, unet, num_frames)
     configs = {
-        "unet": {**implied.unet_config(shapes), "num_frames": num_frames},
+        "unet": {**unet, "num_frames": settings.num_frames},
         "vae": implied.vae_config(shapes),
         "image_encoder": implied.tower_config(shapes),
     }
-    return BundleFiles(name, path, "single", Settings.default(num_frames), configs, notes, mapped)
+    return BundleFiles(name, path, "single", settings, configs, notes, mapped)
 
 
 def _open_own(name: str, path: Path, mapped: MappedWeights) -> BundleFiles:

@@ -36,7 +36,8 @@ class Conditioning:
     concat: Tensor
     """what stands beside the noisy latents, (B, 1 or T, channels, h, w), never scaled by σ; with text no channel"""
     vector_ids: Tensor
-    """(B, K) float32: fps id, motion bucket, augmentation σ; with text the first two, of images none"""
+    """(B, K) float32: fps id, motion bucket, augmentation σ; with text the first two, of images none; of the views of an
+    object see `condition_on_view`"""
     null_tokens: Tensor | None = None
     """tokens of the null form, (B, N, D), such as those of the empty text; absent: zeros"""
 
@@ -59,7 +60,7 @@ class Conditioning:
         The concat latents join behind the input, which the denoiser has scaled already. Without ids these are pictures,
         between which a network with temporal layers mixes nothing.
         """
-        if not self.vector_ids.shape[1]:
+        if not self.vector_ids.shape[-1]:
             network = partial(network, as_images=True)
 
         def conditioned(x: Tensor, c_noise: Tensor) -> Tensor:
@@ -84,6 +85,24 @@ def condition_on_image(
     latent = latent if mask is None else torch.cat([latent, mask.to(latent)], dim=1)
     ids = torch.stack([fps_id(fps), motion_bucket, augment], dim=1).float()
     return Conditioning(Context(embedding[:, None]), latent[:, None], ids.to(embedding.device))
+
+
+def condition_on_view(
+    embedding: Tensor, latent: Tensor, augment: Tensor, angles: Tensor | None = None
+) -> Conditioning:
+    """Multi-view conditioning of a batch of orbits: one view of each object is given, the orbit's last.
+
+    embedding: (B, D) of the clean view. latent: (B, c, h, w), unscaled posterior mode of the noise-augmented view. augment:
+    (B,), σ of that noise. angles, radians, see `Pose`: (B, 1) the polar angle of the whole orbit (SVD paper app. D.6), (B,
+    T, 2) polar angle and azimuth of each view (SV3D paper §3), absent where no camera is told.
+    The ids are in SV3D's order: augmentation, polar angle, azimuth.
+    """
+    ids = augment.to(embedding.device, torch.float32)[:, None]
+    if angles is not None:
+        angles = angles.to(embedding.device, torch.float32)
+        ids = ids[:, None].expand(-1, angles.shape[1], -1) if angles.ndim == 3 else ids
+        ids = torch.cat([ids, angles], dim=-1)
+    return Conditioning(Context(embedding[:, None]), latent[:, None], ids)
 
 
 @dataclass(frozen=True)

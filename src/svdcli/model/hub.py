@@ -47,7 +47,12 @@ KNOWN = {
     "svd-xt": Known("stabilityai/stable-video-diffusion-img2vid-xt", "svd_xt.safetensors", 25, _STABILITY),
     "svd": Known("stabilityai/stable-video-diffusion-img2vid", "svd.safetensors", 14, _STABILITY),
 }
-NANO = "nano"
+ORBITS = {
+    "sv3d-p": Known("stabilityai/sv3d", "sv3d_p.safetensors", 21, _STABILITY),
+    "sv3d-u": Known("stabilityai/sv3d", "sv3d_u.safetensors", 21, _STABILITY),
+}
+"""Multi-view models, for `svd sample --orbit`, the best first; each is a single file."""
+NANO, NANO_ORBITS = "nano", "nano-mv"
 BEST = (*KNOWN, NANO)
 """The default bundle is the first of these that is on the machine."""
 
@@ -65,7 +70,7 @@ def licence_line(name: str, repo: str = "") -> str:
     """What to know about the licence of a bundle, in one line."""
     if name == NANO:
         return "trained by this project; ships with it under its licence"
-    known = KNOWN.get(name) or next((k for k in KNOWN.values() if k.repo == repo), None)
+    known = (KNOWN | ORBITS).get(name) or next((k for k in KNOWN.values() if k.repo == repo), None)
     return (
         f"{known.licence}: {known.page}"
         if known
@@ -126,21 +131,25 @@ def _in_folders(name: str) -> Path | None:
     for folder in folders():
         if is_bundle(folder / name):
             return folder / name
-        if name in KNOWN and (folder / KNOWN[name].file).is_file():
-            return folder / KNOWN[name].file
+        known = (KNOWN | ORBITS).get(name)
+        if known and (folder / known.file).is_file():
+            return folder / known.file
     return None
 
 
 def locate(name: str) -> Found | None:
     """A known name on this machine, or None. Raises nothing, fetches nothing."""
-    if name == NANO:
+    if name in (NANO, NANO_ORBITS):
         try:
-            return Found(name, shipped_path("assets", NANO), "ships with svd")
+            return Found(name, shipped_path("assets", name), "ships with svd")
         except SvdError:
             return None
     if path := _in_folders(name):
         return Found(name, path, FOLDERS)
     path = cached(KNOWN[name].repo) if name in KNOWN else None
+    if name in ORBITS:
+        files = (folder / ORBITS[name].file for folder in snapshots(ORBITS[name].repo))
+        path = next((file for file in files if file.is_file()), None)
     return Found(name, path, "hub cache") if path else None
 
 
@@ -154,9 +163,20 @@ def best() -> Found:
     )
 
 
+def best_orbits() -> Found:
+    """The best multi-view bundle on this machine: SV3D_p, SV3D_u, else the embedded one. Downloads nothing."""
+    for name in (*ORBITS, NANO_ORBITS):
+        if found := locate(name):
+            return found
+    raise InputError(
+        "No multi-view bundle is on this machine.",
+        "Name one with --bundle: sv3d_p.safetensors, or what `svd finetune multiview` made.",
+    )
+
+
 def available() -> list[Found]:
     """Every bundle found on this machine, the default one first."""
-    found = [bundle for name in BEST if (bundle := locate(name))]
+    found = [bundle for name in (*BEST, *ORBITS, NANO_ORBITS) if (bundle := locate(name))]
     seen = {bundle.path for bundle in found}
     for folder in folders():
         for path in sorted(folder.glob("*/")) if folder.is_dir() else []:
@@ -199,7 +219,7 @@ def find(ref: str | Path) -> Found:
     path = Path(text).expanduser()
     if path.exists():
         return Found(path.stem if path.is_file() else path.resolve().name, path, "path")
-    if text in KNOWN:
+    if text in KNOWN | ORBITS:
         raise InputError(
             f"{text} is not on this machine.", f"Fetch it with `svd models pull {text}`, or give its path."
         )
@@ -253,23 +273,25 @@ def pull(ref: str, mirror: str | None = None, token: str | None = None, half: bo
 
     if ref == NANO:
         return find(NANO)
-    if ref not in KNOWN and not is_hub_id(ref):
+    known = KNOWN | ORBITS
+    if ref not in known and not is_hub_id(ref):
         raise InputError(
-            f"{ref} is neither a known name ({', '.join(KNOWN)}) nor a hub id OWNER/NAME.",
+            f"{ref} is neither a known name ({', '.join(known)}) nor a hub id OWNER/NAME.",
             "See `svd models list`.",
         )
-    repo = KNOWN[ref].repo if ref in KNOWN else ref
+    repo = known[ref].repo if ref in known else ref
     endpoint = mirror or os.environ.get("HF_ENDPOINT") or None
     try:
         files = hub.HfApi(endpoint=endpoint, token=token).list_repo_files(repo)
-        if INDEX not in files:
+        single = ORBITS[ref].file if ref in ORBITS else ""
+        if INDEX not in files and single not in files:
             raise InputError(
                 f"{repo} holds no diffusers pipeline ({INDEX}).",
                 "Fetch its single file yourself and give the path.",
             )
         folder = hub.snapshot_download(
             repo,
-            allow_patterns=wanted_files(files, half),
+            allow_patterns=[single] if single else wanted_files(files, half),
             endpoint=endpoint,
             token=token,
             cache_dir=cache_folder(),
@@ -278,7 +300,7 @@ def pull(ref: str, mirror: str | None = None, token: str | None = None, half: bo
         raise
     except Exception as error:
         raise explain(error, ref, repo, endpoint) from error
-    return Found(ref, Path(folder), "hub cache")
+    return Found(ref, Path(folder) / single, "hub cache")
 
 
 def explain(error: Exception, ref: str, repo: str, endpoint: str | None) -> SvdError:

@@ -20,7 +20,9 @@ Config = dict[str, Any]
 HEAD_WIDTH = 64
 """Channels a head in the UNet of every published single file (`num_head_channels`)."""
 ID_WIDTH = 256
-"""Width of each vector id's embedding in the published models."""
+"""Width of each vector id's embedding in the published video models."""
+SV3D_P_WIDTHS = (256, 512, 512)
+"""Of SV3D_p's ids: augmentation, polar angle, azimuth (configs/inference/sv3d_p.yaml). SV3D_u has the first alone."""
 
 
 # -------------------------------------------------------------------------------------
@@ -42,7 +44,7 @@ def task_of(shapes: Shapes) -> str:
     if UNET + "middle_block.0.time_stack.in_layers.0.weight" not in shapes:
         return "image"
     ids = shapes.get(UNET + "label_emb.0.0.weight", (0, 0))[1]
-    if ids in (ID_WIDTH, 5 * ID_WIDTH):
+    if ids in (ID_WIDTH, sum(SV3D_P_WIDTHS)):
         return "multiview"
     out = shapes[UNET + "out.2.weight"][0]
     return "i2v" if first[1] == 2 * out and IMAGE_TOWER + "conv1.weight" in shapes else "t2v"
@@ -76,11 +78,13 @@ def unet_config(shapes: Shapes) -> Config:
             linear = len(shapes["middle_block.1.proj_in.weight"]) == 2
             return {"_class_name": image_config.CLASS, "use_linear_projection": linear, **config}
         ids = shapes["label_emb.0.0.weight"][1]
+        widths_of_ids = {"id_widths": list(SV3D_P_WIDTHS)} if ids == sum(SV3D_P_WIDTHS) else {}
         return {
             "_class_name": "UNetSpatioTemporalConditionModel",
             **config,
             "projection_class_embeddings_input_dim": ids,
             "addition_time_embed_dim": ID_WIDTH if ids % ID_WIDTH == 0 else ids // 3,
+            **widths_of_ids,
         }
     except (KeyError, IndexError) as error:
         raise InputError(

@@ -17,6 +17,7 @@ from torch import nn
 
 from svdcli.model.attention import SpatioTemporalTransformer, TemporalBlock
 from svdcli.model.blocks import TemporalResBlock, silence
+from svdcli.model.embedding import sinusoid
 from svdcli.model.unet import UNet, UNetConfig
 
 TEMPORAL = re.compile(r"\.(temporal_res_block|temporal_transformer_blocks|time_pos_embed|time_mixer)\.")
@@ -90,6 +91,42 @@ def silence_time(video: UNet) -> None:
             silence(module.time_pos_embed.linear_2)
     if video.config.num_vector_ids:
         silence(video.add_embedding.linear_2)
+
+
+@torch.no_grad()
+def posed(unet: UNet, id_widths: tuple[int, ...], settled: tuple[float, ...] = ()) -> UNet:
+    """An image-to-video or multi-view network that is told the augmentation, and then angles of cameras, see `condition_on_view`.
+
+    What it was told before the augmentation stays for good what `settled` says, its fps id and motion bucket: its share
+    of the first layer goes into the bias. Weights of the angles are zero at first, unless it has them, so that its output is what
+    it was, whatever the angles. Raises ValueError where the augmentation's embedding has another width.
+    """
+    old = unet.config
+    widths, count = old.widths_of_ids, len(settled)
+    if widths[count] != id_widths[0]:
+        raise ValueError(f"the augmentation is told by {widths[count]} numbers, not {id_widths[0]}")
+    uniform = len({*id_widths}) == 1
+    config = replace(
+        old,
+        addition_time_embed_dim=id_widths[0],
+        projection_class_embeddings_input_dim=sum(id_widths),
+        id_widths=() if uniform else id_widths,
+    )
+    state = unet.state_dict()
+    weight, bias = (state[f"add_embedding.linear_1.{leaf}"] for leaf in ("weight", "bias"))
+    before, kept = weight.split([sum(widths[:count]), sum(widths[count:])], dim=1)
+    waves = [sinusoid(torch.tensor(value), width) for value, width in zip(settled, widths, strict=False)]
+    if waves:
+        bias = bias + before @ torch.cat(waves).to(weight)
+    wide = weight.new_zeros(weight.shape[0], sum(id_widths))
+    same = id_widths[: len(widths) - count] == widths[count:]
+    shared = kept.shape[1] if same else id_widths[0]
+    wide[:, :shared] = kept[:, :shared]
+    with torch.device(weight.device):
+        new = UNet(config)
+    state |= {"add_embedding.linear_1.weight": wide, "add_embedding.linear_1.bias": bias}
+    new.load_state_dict(state, assign=True)
+    return new.requires_grad_(True).to(unet.conv_in.weight.dtype)
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ Names of the single file, from Stability-AI/generative-models (`VideoUNet`, `Vid
 
     model.diffusion_model.*                          the UNet
     first_stage_model.*                              the autoencoder; its encoder has no quant_conv of its own
-    conditioner.embedders.3.encoder.*                the conditioning frame's own encoder, with quant_conv
+    conditioner.embedders.3.encoder.*                the conditioning frame's own encoder, with quant_conv; 1 in SV3D, whose
+                                                     conditioner has no ids before it (configs/inference/sv3d_*.yaml)
     conditioner.embedders.0.open_clip.model.visual.* OpenCLIP's image tower
 
 Where the file holds the second encoder, it is the one that is read: Stability's sampler encodes the
@@ -32,6 +33,8 @@ from svdcli.model.weights import MappedWeights, Source
 UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
 FRAME_ENCODER = "conditioner.embedders.3.encoder."
+FRAME_ENCODERS = {"i2v": FRAME_ENCODER, "multiview": "conditioner.embedders.1.encoder."}
+"""By the task."""
 IMAGE_TOWER = "conditioner.embedders.0.open_clip.model.visual."
 OWN = {"text_encoder": "svdcli.text_encoder.", "mask_latent": "svdcli.mask_latent."}
 """Parts of which no other tool has a single file: text-to-video and interpolation models. They lie there under their names."""
@@ -349,20 +352,22 @@ def tower_sources(
 
 
 def single_sources(
-    configs: Mapping[str, Mapping[str, Any]], names: Mapping[str, Iterable[str]]
-) -> dict[str, Source]:
+    configs: Mapping[str, Mapping[str, Any]], names: Mapping[str, Iterable[str]],
+    frame_encoder: str = FRAME_ENCODER,
+) -> dict[str, Source]:  # fmt: skip
     """What each tensor of a single file is made of; the keys of the sources are ours, with `unet.` and so on
     before.
 
-    `configs` and `names` are those of its parts, "unet" and "vae" among them.
+    `configs` and `names` are those of its parts, "unet" and "vae" among them; `frame_encoder` is the prefix of the second
+    encoder.
     """
     out = {
         single: Source((f"unet.{ours}",))
         for ours, single in unet_names(configs["unet"], names["unet"]).items()
     }
-    for prefix in (FIRST_STAGE, FRAME_ENCODER):
+    for prefix in (FIRST_STAGE, frame_encoder):
         for ours, source in _vae_renamed(configs["vae"], names["vae"], prefix).items():
-            if prefix == FRAME_ENCODER or not ours.startswith("quant_conv."):
+            if prefix == frame_encoder or not ours.startswith("quant_conv."):
                 out[source.keys[0]] = Source((f"vae.{ours}",), _pointwise if source.take is _flat else None)
     conv, quant = "vae.encoder.conv_out.", "vae.quant_conv."
     out[FIRST_STAGE + "encoder.conv_out.weight"] = Source((conv + "weight", quant + "weight"), _behind_weight)
@@ -412,7 +417,7 @@ def encoder_differences(weights: MappedWeights) -> list[str]:
     is the same.
     """
     second = frame_encoder(weights.stored)
-    if not second:
+    if not second or FIRST_STAGE + "encoder.conv_out.weight" not in weights.stored:
         return []
     get = weights.arranged({key: Source((key,)) for key in weights.stored}).tensor
     pairs = [

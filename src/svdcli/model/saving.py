@@ -226,9 +226,9 @@ def save_single(
     configs = {name: part.config for name, part in parts.items()}
     ours = {f"{part}.{name}": t for part, content in parts.items() for name, t in content.tensors.items()}
     tensors = {}
-    for single, source in layouts.single_sources(
-        configs, {name: part.tensors for name, part in parts.items()}
-    ).items():
+    names = {name: part.tensors for name, part in parts.items()}
+    frame_encoder = layouts.FRAME_ENCODERS.get(settings.task, layouts.FRAME_ENCODER)
+    for single, source in layouts.single_sources(configs, names, frame_encoder).items():
         inputs = [ours[key] for key in source.keys]
         shape = source.make(*(torch.empty(t.shape, device="meta") for t in inputs)).shape
         fetch = lambda s=source, i=inputs: s.make(*(t.fetch().to("cpu", t.dtype) for t in i))  # noqa: E731

@@ -36,6 +36,10 @@ class Settings:
     """Knots (bucket, motion score) of the training clips; empty where unknown."""
     recipe: str = ""
     """The text of the recipe that made the bundle."""
+    pose: str = ""
+    """What a multi-view network is told of its cameras: none, elevation (the orbit's) or path (each view's)."""
+    object_share: float = 0.9
+    """Of a multi-view network: the larger side of the object in the given view, as a share of the frame."""
 
     @classmethod
     def default(cls, num_frames: int) -> Settings:
@@ -43,6 +47,14 @@ class Settings:
         if num_frames == 14:
             return cls(num_frames=14, guidance="1.0:2.5", num_steps=25)
         return cls(num_frames=num_frames)
+
+    @classmethod
+    def sv3d(cls, pose: str) -> Settings:
+        """Of Stability's SV3D_u (pose none) and SV3D_p (path): svd-facts §4.1, §6.2; the share of SV4D's own preparation."""
+        return cls(
+            task="multiview", num_frames=21, width=576, height=576, augment=1e-5, guidance="triangle:1.0:2.5",
+            num_steps=50, pose=pose, object_share=0.917,
+        )  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], base: Settings) -> Settings:

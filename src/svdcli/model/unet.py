@@ -54,6 +54,8 @@ class UNetConfig:
     networks and Stability's own code have 1e-5 throughout."""
     temporal: bool = True
     """False: an image network, which holds no temporal layers and takes no ids"""
+    id_widths: tuple[int, ...] = ()
+    """widths of the ids' embeddings where they differ, as in SV3D_p (256, 512, 512); empty: all addition_time_embed_dim"""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
@@ -74,8 +76,9 @@ class UNetConfig:
         values = asdict(self)
         if not values.pop("temporal"):
             return image_config.written(values)
-        if self.norm_eps is None:
-            del values["norm_eps"]
+        for name in ("norm_eps", "id_widths"):  # other tools do not know them
+            if not values[name]:
+                del values[name]
         return {"_class_name": "UNetSpatioTemporalConditionModel", **values}
 
     @property
@@ -85,7 +88,13 @@ class UNetConfig:
     @property
     def num_vector_ids(self) -> int:
         """How many scalars (fps, motion bucket, augmentation σ) the vector condition takes; 0: it has no layers for any."""
-        return self.projection_class_embeddings_input_dim // self.addition_time_embed_dim
+        return len(self.widths_of_ids)
+
+    @property
+    def widths_of_ids(self) -> tuple[int, ...]:
+        """Of each scalar's embedding."""
+        width = self.addition_time_embed_dim
+        return self.id_widths or (width,) * (self.projection_class_embeddings_input_dim // width)
 
     @property
     def takes_mask(self) -> bool:
@@ -163,6 +172,10 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
+        if config.id_widths and sum(config.id_widths) != config.projection_class_embeddings_input_dim:
+            raise ValueError(
+                f"id_widths {config.id_widths} do not add up to the width of the vector condition"
+            )
         self.config = config
         widths = config.block_out_channels
         emb_width = 4 * widths[0]
@@ -233,20 +246,22 @@ class UNet(nn.Module):
     def embed(self, c_noise: Tensor, vector_ids: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Noise level (B,) and ids (B, K) -> the embedding that shifts every block (B, D), after its SiLU.
 
-        Without ids, as for images: of the noise level alone. Of a noise level a frame (B, T) it is one a frame (B T, D).
+        Without ids, as for images: of the noise level alone. A noise level or ids of each frame, (B, T) or (B, T, K), make
+        it one a frame, (B T, D).
         """
         config = self.config
-        if vector_ids is not None and vector_ids.shape[1] != config.num_vector_ids:
+        if vector_ids is not None and vector_ids.shape[-1] != config.num_vector_ids:
             raise ValueError(
-                f"the network takes {config.num_vector_ids} vector ids, not {vector_ids.shape[1]}"
+                f"the network takes {config.num_vector_ids} vector ids, not {vector_ids.shape[-1]}"
             )
-        emb = self.time_embedding(sinusoid(c_noise.flatten(), config.block_out_channels[0]).to(dtype))
-        if vector_ids is None or not config.num_vector_ids:
-            return nn.functional.silu(emb)
-        ids = self.add_embedding(sinusoid(vector_ids, config.addition_time_embed_dim).flatten(1).to(dtype))
-        if c_noise.ndim > 1:
-            ids = ids.repeat_interleave(c_noise.shape[1], dim=0)
-        return nn.functional.silu(emb + ids)
+        emb = self.time_embedding(sinusoid(c_noise, config.block_out_channels[0]).to(dtype))
+        if vector_ids is not None and config.num_vector_ids:
+            each = zip(vector_ids.unbind(-1), config.widths_of_ids, strict=True)
+            told = self.add_embedding(torch.cat([sinusoid(*one) for one in each], dim=-1).to(dtype))
+            if emb.ndim != told.ndim:
+                emb, told = (t if t.ndim == 3 else t[:, None] for t in (emb, told))
+            emb = emb + told
+        return nn.functional.silu(emb.flatten(0, -2))
 
     def forward(
         self,
@@ -260,8 +275,9 @@ class UNet(nn.Module):
 
         x: (B, T, C_in, h, w), scaled noisy latents with the concat latents behind them. c_noise: (B,), ¼ ln σ, or (B, T)
         where frames differ in their noise. context: (B, N, D) or a `Context`, which keeps the one-token vectors from step to
-        step. vector_ids: (B, K), fps id, motion bucket, augmentation σ in this order. `as_images`: the temporal layers and the
-        ids stay out, each frame is denoised by itself; an image network knows nothing else. Raises ValueError where the
+        step. vector_ids: (B, K), fps id, motion bucket, augmentation σ in this order, or of a multi-view network those of
+        `condition_on_view`, which may be each view's own, (B, T, K). `as_images`: the temporal layers and the ids stay out,
+        each frame is denoised by itself; an image network knows nothing else. Raises ValueError where the
         number of ids is not the network's.
         """
         batch, length = x.shape[:2]

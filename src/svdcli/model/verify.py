@@ -64,7 +64,9 @@ def _run_unet(unet: UNet, dtype: torch.dtype, noise: torch.Generator) -> Tensor:
     x = torch.randn(1, 2, config.in_channels, side, side, generator=noise).to(dtype)
     context = torch.randn(1, 1, config.per_level("cross_attention_dim")[0], generator=noise).to(dtype)
     ids = torch.tensor([[6.0, 127.0, 0.02]])
-    return unet(x, torch.zeros(1), context, ids[:, : unet.config.num_vector_ids])
+    if config.num_vector_ids != ids.shape[1] or config.id_widths:  # of a multi-view network, each view's own
+        ids = torch.rand(1, 2, config.num_vector_ids, generator=noise)
+    return unet(x, torch.zeros(1), context, ids)
 
 
 def _run_vae(vae: VAE, dtype: torch.dtype, noise: torch.Generator) -> Tensor:

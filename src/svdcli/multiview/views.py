@@ -182,7 +182,7 @@ def _read_all(
         if alpha is None:
             alpha = _mask_file(folder, name, mask)
         if alpha is None:
-            alpha, keyed = _keyed(picture.pixels, picture.source), keyed + 1
+            alpha, keyed = key_out(picture.pixels, picture.source), keyed + 1
         if transforms.distortion is not None and transforms.distortion[view].any():
             K, lens = cameras.intrinsics[view], transforms.distortion[view]
             colour, alpha = (cv2.undistort(np.ascontiguousarray(x), K, lens) for x in (colour, alpha))
@@ -212,10 +212,16 @@ def _mask_file(folder: Path, name: str, given: str | None) -> np.ndarray | None:
     return None
 
 
-def _keyed(pixels: np.ndarray, source: Path) -> np.ndarray:
-    """What differs from the colour of the border."""
+def border_colour(pixels: np.ndarray) -> np.ndarray:
+    """The median colour (3,) of a picture's border."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    background = np.median(border, axis=0)
+    return np.median(border, axis=0)
+
+
+def key_out(pixels: np.ndarray, source: Path) -> np.ndarray:
+    """What differs from the colour of the border: coverage (H, W). Raises InputError where that is not one colour."""
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    background = border_colour(pixels)
     if (np.abs(border - background).max(axis=1) > 0.08).mean() > 0.2:
         raise InputError(
             f"{source} has no mask, and its background is not of one colour.",

@@ -15,6 +15,7 @@ from svdcli.recipe.section import Fraction, Momentum, Positive, Section, Side, W
 from svdcli.recipe.tasks import (
     ImageToVideoTask,
     InterpolationTask,
+    MultiViewTask,
     TextToImageTask,
     TextToVideoTask,
     VAETask,
@@ -178,7 +179,7 @@ class Recipe(Section):
     """A training run, whole."""
 
     task: Annotated[
-        VAETask | TextToImageTask | TextToVideoTask | ImageToVideoTask | InterpolationTask,
+        VAETask | TextToImageTask | TextToVideoTask | ImageToVideoTask | InterpolationTask | MultiViewTask,
         Field(discriminator="kind"),
     ]
     data: Data

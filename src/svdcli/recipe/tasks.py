@@ -167,8 +167,8 @@ class TextToVideoTask(TextTask, VideoTask):
     """share of batches that are images: as many frames as clips otherwise, without the temporal layers"""
 
 
-class GivenFramesTask(VideoTask):
-    """What the tasks share that are given frames of the clip, as pictures and as noised latents."""
+class GivenTask(DiffusionTask):
+    """What the tasks share that are given frames of what they make, as pictures and as noised latents."""
 
     image_encoder: Path | None = None
     """bundle whose image encoder is taken and kept as it is; absent: that of the start, or else a small new one, which trains"""
@@ -195,6 +195,10 @@ class GivenFramesTask(VideoTask):
                 "drop_embedding, drop_latent and drop_both are shares and may not exceed 1 together"
             )
         return self
+
+
+class GivenFramesTask(GivenTask, VideoTask):
+    """Those of them that make clips."""
 
 
 class ImageToVideoTask(GivenFramesTask):
@@ -252,6 +256,36 @@ class InterpolationTask(GivenFramesTask):
     def _check_between(self) -> Self:
         if min(self.num_frames) < 3:
             raise ValueError("num_frames needs 3 frames or more, as two of them are given")
+        return self
+
+
+class MultiViewTask(GivenTask):
+    """Train the UNet to see an object from all around, given one view, the last of an orbit (SVD paper §4.5, app. D.6).
+
+    A start that is an image, text-to-video or image-to-video model gets the inputs that it lacks, silent at first; the rate and
+    the motion that it knew stay for good what its bundle suggests.
+    """
+
+    kind: Literal["multiview"]
+    num_frames: tuple[Positive, ...] = (21,)
+    """views of an orbit; each step trains one of these numbers"""
+    pose: Literal["none", "elevation", "path"] = "elevation"
+    """what is told of the cameras: nothing, as for captures without known poses; the elevation of the orbit; or elevation and
+    azimuth of each view, for orbits that are not even (SV3D paper §3)"""
+    backgrounds: Positive = 2
+    """on how many backgrounds each transparent orbit is seen: on white, and on colours of its own"""
+    p_mean: float = 1.0
+    p_std: Annotated[float, Field(gt=0)] = 1.6
+    guidance: str = "triangle:1.0:2.5"
+
+    @property
+    def has_one_token(self) -> bool:
+        return True
+
+    @model_validator(mode="after")
+    def _check_views(self) -> Self:
+        if not self.num_frames or min(self.num_frames) < 2:
+            raise ValueError("num_frames needs 2 views or more, as one of them is given")
         return self
 
 

@@ -20,7 +20,7 @@ from svdcli.data.footage import Footage
 from svdcli.data.reader import by_reason
 from svdcli.engine.launch import processes
 from svdcli.recipe.recipe import Recipe
-from svdcli.recipe.tasks import InterpolationTask, TextToImageTask, TextToVideoTask, VAETask
+from svdcli.recipe.tasks import InterpolationTask, MultiViewTask, TextToImageTask, TextToVideoTask, VAETask
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,10 @@ def make_task(recipe: Recipe, device: torch.device, cache: Path) -> Task:
         from svdcli.engine.tasks.interp import Interpolation
 
         return Interpolation(recipe.task, recipe.data, batches, device, cache)
+    if isinstance(recipe.task, MultiViewTask):
+        from svdcli.engine.tasks.multiview import MultiView
+
+        return MultiView(recipe.task, recipe.data, batches, device, cache)
     from svdcli.engine.tasks.i2v import ImageToVideo
 
     return ImageToVideo(recipe.task, recipe.data, batches, device, cache)

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from svdcli.data.examples import Example
+from svdcli.data.motion import MotionCalibration
 from svdcli.diffusion.loss import draw_sigma
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.tasks.clips import ClipTask, place_of
+from svdcli.engine.tasks.latents import LatentTask
 from svdcli.engine.tasks.parts import NUM_IDS, load_image_encoder, save_video_bundle
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.settings import Settings
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.unet_start import can_start_still, start_still
 from svdcli.model.vae import VAEConfig
-from svdcli.recipe.tasks import GivenFramesTask
+from svdcli.recipe.tasks import GivenFramesTask, GivenTask, MultiViewTask
 
 EVALUATION_AUGMENT = 0.02
 
@@ -46,37 +48,59 @@ class Batch:
     """where each clip may move, (B, 1, h, w)"""
 
 
-class GivenFrames(ClipTask):
-    """See `ClipTask`. What follows says what a network loses on a batch."""
+class Given(LatentTask):
+    """See `LatentTask`. What follows says what a network loses on a batch."""
 
-    task: GivenFramesTask
+    task: GivenTask
     network: Any
     """with `unet` and `image_encoder`"""
 
     def losses(
-        self, network: nn.Module, batch: Batch, sigma: Tensor, keep: Tensor, generator: torch.Generator
+        self, network: nn.Module, batch: Any, sigma: Tensor, keep: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Loss of each clip (B,) at the noise levels (B,); `keep` as of `keep_mask`."""
         raise NotImplementedError
 
     def loss(
-        self, network: nn.Module, batch: Batch, generator: torch.Generator
+        self, network: nn.Module, batch: Any, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
         sigma, keep = self.levels(batch, generator)
         losses = self.losses(network, batch, sigma, keep, generator)
         figures = {"sigma": sigma.mean().item(), "num_frames": float(batch.latents.shape[1])}
-        return losses.mean(), figures | self.examples.figures()
+        return losses.mean(), figures | (self.examples.figures() if self.examples else {})
 
-    def levels(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def levels(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """σ (B,) and what is kept of the condition (B, 2): the first that a step draws."""
-        sigma = draw_sigma(generator, len(batch.fps), self.task.p_mean, self.task.p_std)
-        keep = keep_mask(torch.rand(len(batch.fps), generator=generator), self.task)
+        sigma = draw_sigma(generator, len(batch.augment), self.task.p_mean, self.task.p_std)
+        keep = keep_mask(torch.rand(len(batch.augment), generator=generator), self.task)
         return sigma, keep.to(self.device)
 
     def draw_augment(self, rng: np.random.Generator, count: int) -> Tensor:
         """σ of the noise that each clip's given frames get, (B,)."""
         augment = np.exp(rng.normal(self.task.augment_mean, self.task.augment_std, count))
         return torch.tensor(augment, dtype=torch.float32, device=self.device)
+
+    def held_out_losses(
+        self, network: nn.Module, clip: Any, sigma: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """With all of the conditioning."""
+        return self.losses(network, clip, sigma, torch.ones(1, 2, device=self.device), generator)
+
+    def parts(self, network: Any) -> dict[str, nn.Module]:
+        return super().parts(network) | {"image_encoder": network.image_encoder}
+
+    def save(
+        self, network: Any, settings: Settings, calibration: MotionCalibration | None, run: Path
+    ) -> None:
+        """The bundle of the averaged weights, in half precision, in `bundle/` of the run's folder."""
+        small = self.task.export == "compact"
+        save_video_bundle(self.parts(network), calibration, settings, run / "bundle", small)
+
+
+class GivenFrames(Given, ClipTask):
+    """See `Given`: of clips."""
+
+    task: GivenFramesTask
 
     def given(self, pixels: Tensor) -> Tensor:
         """Of clips (B, T, 3, H, W) what is given: `Batch.picture`."""
@@ -90,12 +114,6 @@ class GivenFrames(ClipTask):
         )
         return Batch(self.encoded(pixels), self.given(pixels), fed, moved, noised)
 
-    def held_out_losses(
-        self, network: nn.Module, clip: Batch, sigma: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """With all of the conditioning."""
-        return self.losses(network, clip, sigma, torch.ones(1, 2, device=self.device), generator)
-
     def title(self, batch: Batch, index: int, sigma: Tensor, keep: Tensor) -> str:
         """Of a clip of a batch, for a person: its name and ids, its noise, and what is dropped of its condition."""
         example = batch.examples[index]
@@ -106,28 +124,24 @@ class GivenFrames(ClipTask):
         gone = f", without {' and '.join(dropped)}" if dropped else ""
         return f"{example.window.video.name}: {ids}, {noised}{gone}; {place_of(example)}"
 
-    def parts(self, network: Any) -> dict[str, nn.Module]:
-        return super().parts(network) | {"image_encoder": network.image_encoder}
-
     def settings(self) -> Settings:
         num_frames = self.network.unet.config.num_frames
         return self.suggested(self.task.kind, self.task, num_frames, self.usual_fps())  # type: ignore[attr-defined]
 
     def export(self, network: Any, folder: Path, recipe_text: str) -> None:
-        """The bundle of the averaged weights, in half precision, in `bundle/`."""
-        settings = replace(self.settings(), recipe=recipe_text)
-        small = self.task.export == "compact"
-        save_video_bundle(self.parts(network), self.calibration, settings, folder / "bundle", small)
+        self.save(network, replace(self.settings(), recipe=recipe_text), self.calibration, folder)
 
 
-def keep_mask(share: Tensor, task: GivenFramesTask) -> Tensor:
+def keep_mask(share: Tensor, task: GivenTask) -> Tensor:
     """Uniform draws (B,) in [0, 1) -> (B, 2): 1 or 0 for each clip's embedding and condition latent."""
     latent = task.drop_both + task.drop_latent
     no_embedding = (share < task.drop_both) | ((share >= latent) & (share < latent + task.drop_embedding))
     return torch.stack([~no_embedding, share >= latent], dim=1).float()
 
 
-def new_unet(task: GivenFramesTask, vae: VAEConfig, width: int, condition_scale: float | None = None) -> UNet:
+def new_unet(
+    task: GivenFramesTask | MultiViewTask, vae: VAEConfig, width: int, condition_scale: float | None = None
+) -> UNet:
     """A UNet from scratch, as the recipe shapes it; still at first where that shape allows.
 
     condition_scale: what scales the condition latents, which come unscaled unless said otherwise.
@@ -158,7 +172,7 @@ def new_unet(task: GivenFramesTask, vae: VAEConfig, width: int, condition_scale:
     return unet
 
 
-def choose_image_encoder(task: GivenFramesTask, of_start: ImageEncoder | None) -> ImageEncoder:
+def choose_image_encoder(task: GivenTask, of_start: ImageEncoder | None) -> ImageEncoder:
     """The one that the recipe names, frozen, else that of the start, else a new one."""
     if task.image_encoder is not None:
         return load_image_encoder(task.image_encoder).requires_grad_(False)

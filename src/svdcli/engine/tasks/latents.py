@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from svdcli.data.camera import with_camera_moves
 from svdcli.data.dataset import open_dataset
 from svdcli.data.examples import Batches, Example, Examples
-from svdcli.data.footage import Video
+from svdcli.data.footage import Footage, Video
 from svdcli.engine.generate import Sampling, decode, denoise
 from svdcli.engine.latents import Latents
 from svdcli.engine.memory import Residence
@@ -42,10 +42,14 @@ class LatentTask:
     ) -> None:
         self.data, self.batches, self.device = data, batches, device
         self.vae = load_vae(task.vae).to(device).eval().requires_grad_(False)
-        train_set, self.held_out = open_dataset(data, cache)
+        train_set, self.held_out = self.open_footage(data, cache)
         self.num_moves = getattr(task, "camera_moves", 0)  # of clips only
         self.train_set = with_camera_moves(train_set, self.num_moves, CAMERA_FRAMES, CAMERA_FPS, seed=0)
         self.latents = Latents(self.vae, self.train_set, cache if data.latent_cache else None, device)
+
+    def open_footage(self, data: Data, cache: Path) -> tuple[Footage, Footage]:
+        """What is trained on, and what is held out."""
+        return open_dataset(data, cache)
 
     def scaled(self, examples: Sequence[Example]) -> Tensor:
         """Examples of one length and size -> their latents (B, T, c, h, w), scaled."""

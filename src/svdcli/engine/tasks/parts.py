@@ -177,7 +177,7 @@ def save_text_bundle(
 
 def save_video_bundle(
     modules: Mapping[str, nn.Module],
-    calibration: MotionCalibration,
+    calibration: MotionCalibration | None,
     settings: Settings,
     folder: Path,
     small: bool = False,
@@ -189,7 +189,7 @@ def save_video_bundle(
     parts = {name: part_of(module, torch.float16) for name, module in modules.items()}
     if small:
         parts = {name: compact(part) for name, part in parts.items()}
-    save_bundle(parts, folder, replace(settings, motion_calibration=calibration.knots))
+    save_bundle(parts, folder, replace(settings, motion_calibration=calibration.knots if calibration else ()))
 
 
 def own(module: Module) -> Module:

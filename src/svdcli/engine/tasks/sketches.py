@@ -29,9 +29,10 @@ from svdcli.model.vae import VAE, VAEConfig
 from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.tasks import (
     DiffusionTask,
-    GivenFramesTask,
+    GivenTask,
     ImageToVideoTask,
     InterpolationTask,
+    MultiViewTask,
     TextTask,
     TextToImageTask,
     TextToVideoTask,
@@ -144,6 +145,36 @@ def _i2v(recipe: Recipe, num_frames: int) -> Sketch:
     )
 
 
+def _multiview(recipe: Recipe, num_frames: int) -> Sketch:
+    from svdcli.engine.tasks.multiview import Batch, new_network
+
+    task, data, batch = recipe.task, recipe.data, recipe.run.batch_size
+    assert isinstance(task, MultiViewTask)
+    latents = _Latents(recipe, num_frames)
+    fresh = task.model_copy(update={"start": None, "image_encoder": None})
+    network = new_network(fresh, latents.vae.config, data)
+    network.image_encoder = _image_encoder(task)
+    shape = {"none": None, "elevation": (batch, 1), "path": (batch, num_frames, 2)}[task.pose]
+
+    def run(network: nn.Module) -> Tensor:
+        views = torch.empty(batch, 3, data.height, data.width)
+        orbits = Batch(latents.empty(), views, torch.empty(batch), shape and torch.empty(shape))
+        condition = torch.empty(batch, *latents.shape[2:])
+        return network(latents.empty(), torch.empty(batch), orbits, condition, torch.empty(batch, 2))
+
+    def encode(network: nn.Module) -> Tensor:
+        assert isinstance(network, VAE)
+        return network.encode(torch.empty(batch, 1, 3, data.height, data.width))
+
+    pixels = 3 * data.height * data.width
+    return Sketch(
+        Part(network, run),
+        {"autoencoder": Part(latents.vae, encode)},
+        4 * (latents.numel + batch * pixels),
+        2 * latents.numel + batch * pixels,
+    )
+
+
 def _interp(recipe: Recipe, num_frames: int) -> Sketch:
     from svdcli.engine.tasks.given import Batch
     from svdcli.engine.tasks.interp import new_network
@@ -203,7 +234,8 @@ def _text(recipe: Recipe, num_frames: int) -> Sketch:
 
 
 SKETCHES: dict[str, Callable[[Recipe, int], Sketch]] = {
-    "vae": _vae, "t2i": _text, "t2v": _text, "i2v": _i2v, "interp": _interp
+    "vae": _vae, "t2i": _text, "t2v": _text, "i2v": _i2v, "interp": _interp,
+    "multiview": _multiview,
 }  # fmt: skip
 """By the task's kind."""
 
@@ -241,7 +273,7 @@ def _bundle_part(bundle: Path | None, name: str) -> Any | None:
     return files.build(name) if name in files.configs else None
 
 
-def _image_encoder(task: GivenFramesTask) -> ImageEncoder:
+def _image_encoder(task: GivenTask) -> ImageEncoder:
     """As training has it; where the recipe names one that is not here, OpenCLIP's ViT-H at the width of the recipe."""
     from svdcli.engine.tasks.given import new_image_encoder
 
