@@ -12,13 +12,13 @@ import pytest
 from svdcli.errors import InputError, UsageError
 from svdcli.multiview.cameras import Orbit, static_orbit
 from svdcli.multiview.consistency import calibrate, check_views, refuse_reversed
+from svdcli.multiview.ends import with_flat_ends
 from svdcli.multiview.export import FORMATS, export
 from svdcli.multiview.hull import signed_distance, visual_hull
 from svdcli.multiview.meshes import Mesh, load_mesh
 from svdcli.multiview.points import Cloud, Reconstruction, reconstruct
 from svdcli.multiview.render import render
 from svdcli.multiview.splat import draw_points
-from svdcli.multiview.surface import with_flat_ends
 from svdcli.multiview.views import Views, load_views, write_views
 
 QUICK = Reconstruction(num_points=4000, resolution=48)

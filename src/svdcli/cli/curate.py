@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from svdcli.cli import objects
-from svdcli.cli.console import Progress, human_size, out
+from svdcli.cli.console import human_size, out
 from svdcli.cli.curate_tables import account_lines, overlap_lines, plan_lines, shell_word, waterfall_lines
 from svdcli.cli.curate_watch import watch
 from svdcli.errors import InputError, UsageError
