@@ -28,7 +28,7 @@ _CUT, _FOUND = (
     0.1,
     0.3,
 )  # parts of a layer's free edge that silhouettes need: to go on at most, and to be a rim
-_LEAST = 150  # voxels of a flat: the cones on smaller ones are lower than a hundredth
+_LEAST = 0.01  # area of a flat beside the square of the largest side: cones on smaller ones are lower than a hundredth
 _STEEPEST = 1.5  # how much deeper than a round cone a hollow may be
 _INSET = 0.1  # steps that the surface lies outside the last layer's middle
 _EIGHT = np.ones((3, 3), bool)
@@ -141,9 +141,9 @@ def _grazing(field: Field, cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(steep < graze + np.radians(_SLACK_DEG)), np.tan(graze)
 
 
-def _is_cone(area: int, depth: int, slope: float) -> bool:
+def _is_cone(area: int, depth: int, slope: float, side: int) -> bool:
     """Whether what was cut away, so many layers above a flat of so many voxels, is no more than what rays leave there."""
-    return area >= _LEAST and depth <= _STEEPEST * np.sqrt(area / np.pi) * slope + 2
+    return area >= _LEAST * side**2 and bool(depth <= _STEEPEST * np.sqrt(area / np.pi) * slope + 2)
 
 
 def _peel(kept: np.ndarray, counts: _Support, loose: np.ndarray, slope: np.ndarray, upwards: bool) -> None:
@@ -167,7 +167,7 @@ def _peel(kept: np.ndarray, counts: _Support, loose: np.ndarray, slope: np.ndarr
                 here[place] = False
                 depth[place] += 1
                 hopeless[place] = False
-            elif share > _FOUND and _is_cone(place.sum(), depth[place].max(), slope[layer]):
+            elif share > _FOUND and _is_cone(place.sum(), depth[place].max(), slope[layer], max(kept.shape)):
                 hopeless[place] = False
                 depth[place] = 0
         for back in range(1, int(depth[hopeless].max(initial=0)) + 1):
