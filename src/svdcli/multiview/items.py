@@ -24,8 +24,5 @@ def content_key(item: Item) -> str:
     """16 hexadecimal digits: the hash of a file's bytes, or the beginning of an Objaverse id. Raises OSError."""
     if item.hub_file:
         return item.path.name[:16]
-    digest = hashlib.sha256()
     with item.path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]

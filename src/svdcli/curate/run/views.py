@@ -30,6 +30,7 @@ from svdcli.io.lock import lock_run
 from svdcli.multiview.items import Item, content_key
 from svdcli.multiview.mvimgnet import Sequences, find_instances, instance_key, read_instance
 from svdcli.multiview.objaverse import Orbits, find_objects, render_object
+from svdcli.multiview.objaverse_hub import is_id
 from svdcli.multiview.transforms import NAME
 from svdcli.recipe.executor import Executor
 
@@ -66,16 +67,25 @@ def curate_objaverse(
 
     Raises InputError where there is none, MachineError where none can be worked on.
     """
-    work = ViewsWork(out, settings or Orbits(), render_object)
-    return _run(find_objects(source), content_key, work, executor, watch or Watch(), "objects")
+    work = ViewsWork(
+        out.absolute(), settings or Orbits(), render_object
+    )  # a worker of Ray may stand elsewhere
+    return _run(
+        find_objects(source if is_id(source.name) else source.absolute()),
+        content_key,
+        work,
+        executor,
+        watch or Watch(),
+        "objects",
+    )
 
 
 def curate_mvimgnet(
     source: Path, out: Path, settings: Sequences | None = None, executor: Executor = EXECUTOR, watch: Watch | None = None
 ) -> list[Row]:  # fmt: skip
     """All captures of MVImgNet below `source`, as `curate_objaverse`."""
-    work = ViewsWork(out, settings or Sequences(), read_instance)
-    return _run(find_instances(source), instance_key, work, executor, watch or Watch(), "captures")
+    work = ViewsWork(out.absolute(), settings or Sequences(), read_instance)
+    return _run(find_instances(source.absolute()), instance_key, work, executor, watch or Watch(), "captures")
 
 
 class Task(NamedTuple):
