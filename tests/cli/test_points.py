@@ -12,7 +12,7 @@ pytest.importorskip("open3d", reason="multi-view needs svdcli[multiview]")
 trimesh = pytest.importorskip("trimesh", reason="multi-view needs svdcli[multiview]")
 
 from svdcli.cli.app import main  # noqa: E402
-from svdcli.multiview.batch import Item  # noqa: E402
+from svdcli.multiview.items import Item  # noqa: E402
 from svdcli.multiview.objaverse import Orbits, render_object  # noqa: E402
 
 

@@ -12,13 +12,13 @@ import pytest
 from svdcli.errors import InputError, UsageError
 from svdcli.multiview.cameras import Orbit, static_orbit
 from svdcli.multiview.consistency import calibrate, check_views, refuse_reversed
+from svdcli.multiview.ends import with_flat_ends
 from svdcli.multiview.export import FORMATS, export
 from svdcli.multiview.hull import signed_distance, visual_hull
 from svdcli.multiview.meshes import Mesh, load_mesh
 from svdcli.multiview.points import Cloud, Reconstruction, reconstruct
 from svdcli.multiview.render import render
 from svdcli.multiview.splat import draw_points
-from svdcli.multiview.surface import with_flat_ends
 from svdcli.multiview.views import Views, load_views, write_views
 
 QUICK = Reconstruction(num_points=4000, resolution=48)
@@ -57,6 +57,32 @@ def test_flat_ends_are_cut_where_the_object_ends(cube: Mesh) -> None:
     assert inside.min() < -0.55  # the cone that an orbit from above leaves below
     cut = field.points(with_flat_ends(field, alpha, cameras) > 0)[:, 2]
     assert cut.min() == pytest.approx(-0.5, abs=0.03) and cut.max() == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_underside_of_a_table_is_level_and_a_sphere_stays_round(
+    plain: Callable[..., Mesh], sphere: Mesh
+) -> None:
+    """An orbit from above leaves a cone below the table's top, between its legs; a sphere has no such end."""
+    import trimesh
+
+    boxes = [trimesh.creation.box((1, 1, 0.1), trimesh.transformations.translation_matrix((0, 0, 0.2)))]
+    for x in (-0.45, 0.45):
+        for y in (-0.45, 0.45):
+            leg = trimesh.transformations.translation_matrix((x, y, -0.1))
+            boxes.append(trimesh.creation.box((0.1, 0.1, 0.5), leg))
+    table = trimesh.util.concatenate(boxes)
+    orbit = static_orbit(20, 16)
+    cameras = orbit.cameras(orbit.enclosing_radius(table.vertices), side=192)
+    lowest = []
+    for mesh in (plain(table.vertices, table.faces), sphere):
+        alpha = np.stack([view.rgba[..., 3] / np.float32(255) for view in render(mesh, cameras)])
+        field = visual_hull(alpha, cameras, 64)
+        for values in (field.values, with_flat_ends(field, alpha, cameras)):
+            inside = field.points(values > 0)
+            lowest.append(inside[np.abs(inside[:, :2]).max(axis=1) < 0.2][:, 2].min())
+            volume = (values > 0).sum() * field.step**3
+    assert lowest[0] < 0.05 and lowest[1] == pytest.approx(0.15, abs=0.03)
+    assert volume > 0.93 * np.pi / 6  # of the sphere, after the cut
 
 
 def test_a_cloud_of_the_cube_lies_on_the_cube(cloud: Cloud) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from svdcli.cli import objects
-from svdcli.cli.console import Progress, human_size, out
+from svdcli.cli.console import human_size, out
 from svdcli.cli.curate_tables import account_lines, overlap_lines, plan_lines, shell_word, waterfall_lines
+from svdcli.cli.curate_watch import watch
 from svdcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -92,8 +91,8 @@ def run(
     if not folder.exists():  # else scores may be there that were computed elsewhere
         require_scores(chosen)
     with opened_folder(folder, chosen):
-        listed = run_split(source, folder, chosen, _watch(), limit)
-        absent = run_annotate(folder, chosen, _watch())
+        listed = run_split(source, folder, chosen, watch(), limit)
+        absent = run_annotate(folder, chosen, watch())
         found = accounts(folder)
         _require_clips(found.clips, folder)
         try:
@@ -132,7 +131,7 @@ def split(
 
     chosen = _recipe(folder, recipe, set_, workers, engine)
     with opened_folder(folder, chosen):
-        listed = run_split(source, folder, chosen, _watch(), limit)
+        listed = run_split(source, folder, chosen, watch(), limit)
         found = accounts(folder)
     facts = {"folder": folder, "new": listed.new, "left_aside": listed.left_aside, **found.to_dict()}
     out.result(facts, account_lines(found, listed.left_aside))
@@ -162,7 +161,7 @@ def annotate(
             f"The recipe runs no annotator {unknown[0]}.", f"It runs {', '.join(chosen.annotate.run)}."
         )
     with opened_folder(folder, chosen):
-        absent = run_annotate(folder, chosen, _watch(), only or (), clip)
+        absent = run_annotate(folder, chosen, watch(), only or (), clip)
         found = accounts(folder)
     out.result({"folder": folder, **found.to_dict(), "not_computed": absent}, account_lines(found))
     out.next(f"svd curate filter {shell_word(folder)} --explain")
@@ -306,22 +305,6 @@ def _recipe(
     if engine is not None:
         overrides.append(f"executor.engine={engine}")
     return load_curation(path, overrides)
-
-
-def _watch() -> Any:
-    """What tells of a run on the console."""
-    from svdcli.curate.run.pipeline import Watch
-
-    class Told(Watch):
-        @contextmanager
-        def stage(self, label: str, total: int) -> Iterator[Progress]:
-            with out.progress(label, total) as progress:
-                yield progress
-
-        def warn(self, sentence: str) -> None:
-            out.warn(sentence)
-
-    return Told()
 
 
 def _plan(source: str, folder: Path, chosen: Curation, clips: float | None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,16 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svdcli.cli.console import out
+from svdcli.cli.curate_watch import watch
 from svdcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from svdcli.multiview.batch import Item, Row
+    from svdcli.curate.run.views import Row
+    from svdcli.recipe.executor import Executor
 
 Path_ = StrEnum("Path_", {"static": "static", "dynamic": "dynamic"})
+Engine = StrEnum("Engine", {"pool": "pool", "ray": "ray"})
 OUT = Annotated[
     Path, typer.Argument(metavar="OUT", help="Folder of views, journal and index; run again to go on.")
 ]
-JOBS = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes, one core each; absent: one a core.")]
+ENGINE = Annotated[
+    Engine, typer.Option(help="Processes of this machine, or Ray Data, here or on a cluster (RAY_ADDRESS).")
+]
+RETRY = Annotated[bool, typer.Option("--retry-failed", help="Try again what failed in an earlier run.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -31,7 +39,10 @@ def register(group: typer.Typer) -> None:
 
 def objaverse(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A folder of GLB, GLTF, OBJ or PLY, a mesh, or a list.")
+        Path,
+        typer.Argument(
+            metavar="SRC", help="A folder of GLB, GLTF, OBJ or PLY, a mesh, an Objaverse id, or a list."
+        ),
     ],
     target: OUT,
     path: Annotated[Path_, typer.Option(help="One elevation, or one that swings.")] = Path_.static,
@@ -49,21 +60,20 @@ def objaverse(
     ] = False,
     max_faces: Annotated[int, typer.Option(min=1, help="Leave out larger meshes.")] = 5_000_000,
     seed: Annotated[int, typer.Option(help="Of elevations, swings and lights.")] = 0,
-    jobs: JOBS = 1,
+    workers: WORKERS = None,
+    engine: ENGINE = Engine.pool,
+    retry_failed: RETRY = False,
 ) -> None:
     """Render objects from all around, as multi-view models train on them."""
-    from svdcli.multiview.objaverse import Orbits, curate_objaverse, find_objects
+    from svdcli.curate.run.views import curate_objaverse
+    from svdcli.multiview.objaverse import Orbits
 
     settings = Orbits(
         path.value, views, size, lights=_maps(light or []), depth=depth, normals=normals,  # type: ignore[arg-type]
         textured_only=textured_only, max_faces=max_faces, seed=seed,
     )  # fmt: skip
-    _run(
-        "objects",
-        find_objects(source),
-        target,
-        lambda done: curate_objaverse(source, target, settings, jobs, done),
-    )
+    executor = _executor(workers, engine, retry_failed)
+    _answer("objects", target, curate_objaverse(source, target, settings, executor, watch()))
 
 
 def mvimgnet(
@@ -75,31 +85,31 @@ def mvimgnet(
     need_masks: Annotated[
         bool, typer.Option("--need-masks", help="Leave out captures without masks.")
     ] = False,
-    jobs: JOBS = 1,
+    workers: WORKERS = None,
+    engine: ENGINE = Engine.pool,
+    retry_failed: RETRY = False,
 ) -> None:
     """Turn MVImgNet's captures into sequences with cameras and masks."""
-    from svdcli.multiview.mvimgnet import Sequences, curate_mvimgnet, find_instances
+    from svdcli.curate.run.views import curate_mvimgnet
+    from svdcli.multiview.mvimgnet import Sequences
 
     settings = Sequences(views, size, masks, need_masks)
-    _run(
-        "captures",
-        find_instances(source),
-        target,
-        lambda done: curate_mvimgnet(source, target, settings, jobs, done),
-    )
+    executor = _executor(workers, engine, retry_failed)
+    _answer("captures", target, curate_mvimgnet(source, target, settings, executor, watch()))
 
 
-def _run(
-    what: str, items: Sequence[Item], target: Path, work: Callable[[Callable[[Row], None]], list[Row]]
-) -> None:
-    """Work with a progress bar, then answer with the account. Raises InputError where nothing could be used."""
-    from svdcli.io.files import check_writable
+def _executor(workers: int | None, engine: Engine, retry_failed: bool) -> Executor:
+    from svdcli.curate.run.views import EXECUTOR
 
-    check_writable(target / "index.json", parents=True)
-    with out.progress(what, len(items)) as progress:
-        rows = work(lambda row: progress.advance(1, Path(row.path).name))
+    changes = {"workers": workers, "engine": engine.value, "retry_failed": retry_failed}
+    address = os.environ.get("RAY_ADDRESS")
+    return EXECUTOR.model_copy(update=changes | ({"address": address} if address else {}))
+
+
+def _answer(what: str, target: Path, rows: Sequence[Row]) -> None:
+    """The account. Raises InputError where nothing could be used."""
     counts = Counter(row.status for row in rows)
-    reasons = Counter(str(row.facts.get("kind", row.reason)) for row in rows if row.status == "failed")
+    reasons = Counter(row.kind for row in rows if row.status == "failed")
     if not counts["done"]:
         raise InputError(
             f"None of the {len(rows)} {what} could be used: {reasons.most_common(1)[0][0]}", "See index.json."

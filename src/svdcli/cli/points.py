@@ -246,9 +246,9 @@ def _check(folder: Path, views: Views, target: Path, mend: bool, overwrite: bool
 
 
 def _calibrate(views: Views) -> Calibration:
-    from svdcli.multiview.consistency import ELEVATIONS_DEG, FIELDS_OF_VIEW_DEG, calibrate
+    from svdcli.multiview.consistency import ELEVATIONS_DEG, FIELDS_OF_VIEW_DEG, ROUNDS, calibrate
 
-    trials = 2 + 2 * len(ELEVATIONS_DEG) + 2 + len(FIELDS_OF_VIEW_DEG) + 2
+    trials = 2 + 2 * len(ELEVATIONS_DEG) + len(FIELDS_OF_VIEW_DEG) + 6 * ROUNDS  # at the most
     with out.progress("cameras", trials) as progress:
         return calibrate(views, lambda: progress.advance(1))
 

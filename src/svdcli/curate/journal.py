@@ -25,8 +25,8 @@ from svdcli.errors import UsageError
 
 JOURNAL = "journal"
 """its folder within a curation folder"""
-SPLIT, ANNOTATE, REMOVE = "split", "annotate:", "remove"
-"""stages: `split` by path, `annotate:NAME` by clip, `remove` by source"""
+SPLIT, ANNOTATE, REMOVE, VIEWS = "split", "annotate:", "remove", "views"
+"""stages: `split` and `views` by path, `annotate:NAME` by clip, `remove` by source"""
 SYNC_SECONDS = 2.0
 
 Status = Literal["done", "failed", "filtered", "duplicate"]
@@ -60,7 +60,7 @@ class Entry:
     @property
     def key(self) -> str:
         """What the item is known by at its stage: an input by its path, all else by its id."""
-        return self.path if self.stage == SPLIT else self.item
+        return self.path if self.stage in (SPLIT, VIEWS) else self.item
 
 
 class Journal:

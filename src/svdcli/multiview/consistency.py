@@ -22,6 +22,8 @@ SIDE, RESOLUTION = 144, 64
 _SEARCH_SIDE, _SEARCH_RESOLUTION = 96, 48
 ELEVATIONS_DEG = tuple(range(-20, 51, 10))
 FIELDS_OF_VIEW_DEG = (20.0, 26.0, 33.8, 40.0, 49.1, 60.0)
+ROUNDS = 3
+"""How often elevation and field of view are moved by a step each, together, at the most."""
 POOR = 0.9
 """A score beside a perfect set's under which a cloud is not to be trusted."""
 _OUTLIER = 0.03  # how much more than the median a damaged view loses, at the least
@@ -118,7 +120,13 @@ def calibrate(views: Views, tried: Callable[[], None] = lambda: None) -> Calibra
     )
     found = best(replace(found, elevation=found.elevation + d) for d in (-5.0, 5.0))
     found = best(replace(found, fov=fov) for fov in FIELDS_OF_VIEW_DEG)
-    found = best(replace(found, elevation=found.elevation + d) for d in (-2.5, 2.5))
+    for _ in range(ROUNDS):  # a wrong lens shifts the best elevation, so both are moved together
+        before, near = found, _neighbours(found.fov)
+        found = best(
+            replace(found, elevation=before.elevation + d, fov=fov) for d in (0.0, -2.5, 2.5) for fov in near
+        )
+        if found == before:
+            break
     if scores[found] < scores[given] + _BETTER:
         found = given
     cameras = views.cameras if found == given else _cameras(orbit, found, views.cameras)
@@ -166,6 +174,13 @@ class _Guess:
     elevation: float
     fov: float
     reversed: bool
+
+
+def _neighbours(fov: float) -> list[float]:
+    """The field of view, and the next ones of those that are tried below and above it."""
+    below = [other for other in FIELDS_OF_VIEW_DEG if other < fov - 0.1]
+    above = [other for other in FIELDS_OF_VIEW_DEG if other > fov + 0.1]
+    return [fov, *below[-1:], *above[:1]]
 
 
 def _hull(alpha: np.ndarray, cameras: Cameras, resolution: int) -> Surface:

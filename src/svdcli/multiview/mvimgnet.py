@@ -8,7 +8,6 @@ those of rendered orbits. Release 1.0 keeps masks apart, 2.0 beside the pictures
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ import numpy as np
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_folder
 from svdcli.io.images import read_picture, write_png
-from svdcli.multiview.batch import Item, Row, run_batch
 from svdcli.multiview.cameras import NUM_VIEWS, SIDE, Cameras
 from svdcli.multiview.colmap import Model, find_model, read_model
+from svdcli.multiview.items import Item
 from svdcli.multiview.transforms import NAME, Transforms, names_of, write_transforms
 
 LICENCE = "MVImgNet terms of use"
@@ -37,14 +36,6 @@ class Sequences:
     side: int = SIDE
     masks: Path | None = None
     need_masks: bool = False
-
-
-def curate_mvimgnet(
-    source: Path, out: Path, settings: Sequences | None = None, jobs: int = 1,
-    done: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:  # fmt: skip
-    """All instances below `source`; see `run_batch`. Raises InputError where there is none."""
-    return run_batch(find_instances(source), _key, read_instance, out, settings or Sequences(), jobs, done)
 
 
 def find_instances(source: Path) -> list[Item]:
@@ -168,6 +159,6 @@ def _mask(instance: Path, name: str, settings: Sequences) -> Path | None:
     return None
 
 
-def _key(item: Item) -> str:
+def instance_key(item: Item) -> str:
     """An instance is its class and number: its pictures are too many to hash."""
     return hashlib.sha256(f"{item.path.parent.name}/{item.path.name}".encode()).hexdigest()[:16]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,6 @@ import numpy as np
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_folder
 from svdcli.io.images import write_png
-from svdcli.multiview.batch import Item, Row, content_key, run_batch
 from svdcli.multiview.cameras import (
     ELEVATIONS_DEG,
     FOV_DEG,
@@ -28,8 +26,10 @@ from svdcli.multiview.cameras import (
     dynamic_orbit,
     static_orbit,
 )
+from svdcli.multiview.items import Item
 from svdcli.multiview.light import Light
 from svdcli.multiview.meshes import MAX_FACES, SUFFIXES, load_mesh
+from svdcli.multiview.objaverse_hub import fetch, is_id, look_up
 from svdcli.multiview.render import render
 from svdcli.multiview.views import write_views
 
@@ -56,22 +56,12 @@ class Orbits:
     seed: int = 0
 
 
-def curate_objaverse(
-    source: Path,
-    out: Path,
-    settings: Orbits | None = None,
-    jobs: int = 1,
-    done: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
-    """Render all objects of a folder or a list; see `run_batch`. Raises InputError where there is none."""
-    return run_batch(find_objects(source), content_key, render_object, out, settings or Orbits(), jobs, done)
-
-
 def find_objects(source: Path) -> list[Item]:
-    """The meshes of a folder (searched deeply), one file, or those that a list names.
+    """The meshes of a folder (searched deeply), one file, one Objaverse id, or those that a list names.
 
-    A list is text with a path a line, or CSV with columns `file` (or `path`), `licence` (or `license`), `source`;
-    paths are relative to it. Licences of a folder come from an `index.csv` in it, or from NAME.json beside a mesh.
+    A list is text with a path or an id a line, or CSV with columns `file` (or `path`, `uid`), `licence` (or `license`),
+    `source`; paths are relative to it. Licences of a folder come from an `index.csv` in it, or from NAME.json beside a
+    mesh; those of ids from Objaverse. Raises InputError, and MachineError where ids cannot be looked up.
     """
     if source.is_dir():
         known = (
@@ -85,22 +75,24 @@ def find_objects(source: Path) -> list[Item]:
         items = _from_csv(source)
     elif source.suffix.lower() in KINDS:
         items = [Item(source, *_beside(source))]
+    elif is_id(source.name) and not source.exists():
+        items = [Item(Path(source.name))]
     elif source.is_file():
         lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
-        paths = [source.parent / line for line in lines if line and not line.startswith("#")]
-        items = [Item(path, *_beside(path)) for path in paths]
+        items = [_listed(source.parent, line) for line in lines if line and not line.startswith("#")]
     else:
         raise InputError(
-            f"There is no folder or list {source}.", "Give a folder of meshes, or a list of paths."
+            f"There is no folder or list {source}.",
+            "Give a folder of meshes, or a list of paths or Objaverse ids.",
         )
     if not items:
         raise InputError(f"{source} holds no meshes.", f"Meshes end in {', '.join(SUFFIXES)}.")
-    return items
+    return look_up(items)
 
 
 def render_object(item: Item, key: str, folder: Path, settings: Orbits) -> dict[str, Any]:
     """One object -> a folder of views, depth and normals by option, and transforms.json; the facts of the index."""
-    mesh = load_mesh(item.path, settings.max_faces)
+    mesh = load_mesh(fetch(item), settings.max_faces)
     if settings.textured_only and mesh.is_plain:
         raise InputError(f"{item.path} has no texture.", "Leave out textured_only to keep plain objects.")
     rng = np.random.default_rng([settings.seed, int(key, 16)])
@@ -148,13 +140,16 @@ def _from_csv(file: Path) -> list[Item]:
         rows = list(csv.DictReader(stream))
     items = []
     for row in rows:
-        name = row.get("file") or row.get("path")
+        name = row.get("file") or row.get("path") or row.get("uid")
         if not name:
-            raise InputError(f"{file} has no column `file`.", "Columns: file, licence, source.")
-        items.append(
-            Item(file.parent / name, row.get("licence") or row.get("license") or "", row.get("source") or "")
-        )
+            raise InputError(f"{file} has no column `file` or `uid`.", "Columns: file, licence, source.")
+        path = Path(name) if is_id(name) else file.parent / name
+        items.append(Item(path, row.get("licence") or row.get("license") or "", row.get("source") or ""))
     return items
+
+
+def _listed(folder: Path, line: str) -> Item:
+    return Item(Path(line)) if is_id(line) else Item(folder / line, *_beside(folder / line))
 
 
 def _beside(path: Path) -> tuple[str, str]:

@@ -116,7 +116,7 @@ def run_split(source: str, folder: Path, recipe: Curation, watch: Watch, limit: 
     if todo:
         work = SplitWork(folder, recipe.split, int(recipe.executor.source_gib * 2**30))
         with engine(work, folder, recipe.executor) as run:
-            _run(run, todo, len(todo), watch, SPLIT)
+            run_items(run, todo, len(todo), watch, SPLIT)
     make_split_tables(folder)
     return listed
 
@@ -195,7 +195,7 @@ def _measure(annotator: Any, folder: Path, run: Engine, recipe: Curation, watch:
     if annotator.needs and not any(_any_done(ledger, name) for name in annotator.needs):
         return f"It reads {', '.join(annotator.needs)}, of which none was computed."
     try:
-        _run(run, batches, sum(len(batch.clips) for batch in batches), watch, annotator.name)
+        run_items(run, batches, sum(len(batch.clips) for batch in batches), watch, annotator.name)
     except MachineError as error:  # its model is absent: said in its table, and by the filter that wants it
         return f"{error.message} {error.hint}".strip()
     return ""
@@ -258,7 +258,7 @@ def _computed(folder: Path, annotator: Any) -> Iterator[dict[str, Any]]:
 # ---- both
 
 
-def _run(run: Engine, items: Sequence[Any], total: int, watch: Watch, label: str) -> None:
+def run_items(run: Engine, items: Sequence[Any], total: int, watch: Watch, label: str) -> None:
     """Hand the items to the engine, and tell how it goes."""
     failed, seconds, begun = 0, 0.0, time.monotonic()
     with watch.stage(label, total) as progress:
@@ -266,8 +266,9 @@ def _run(run: Engine, items: Sequence[Any], total: int, watch: Watch, label: str
             failed += entry.status == "failed"
             seconds += entry.seconds
             rate = seconds / max(time.monotonic() - begun, 1e-3)
-            note = f"({rate:.3g} s of video a second" + (f", {failed} failed)" if failed else ")")
-            progress.advance(1, note)
+            said = [f"{rate:.3g} s of video a second"] if seconds else []
+            said += [f"{failed} failed"] if failed else []
+            progress.advance(1, f"({', '.join(said)})" if said else "")
 
 
 def _keep_recipe(folder: Path, recipe: Curation) -> None:
