@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svdcli.cli import eval_clips, prefer
+from svdcli.cli import eval_clips, eval_model, prefer
 from svdcli.cli.console import out, table
 from svdcli.cli.eval_clips import Out
 from svdcli.errors import InputError, UsageError
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Measure videos, and ask people about them."
     )
-    for command in (fvd, explain, views, shape, *eval_clips.COMMANDS):
+    for command in (eval_model.model, fvd, explain, views, shape, *eval_clips.COMMANDS):
         group.command()(command)
     prefer.register(group)
     app.add_typer(group, name="eval")

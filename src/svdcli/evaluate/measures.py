@@ -222,19 +222,17 @@ def _open(cache: Path | None) -> sqlite3.Connection:
 
 def summarise(rows: Mapping[str, Row], num_draws: int = 2000) -> dict[str, dict[str, Any]]:
     """Means over clips, with 95 % intervals (bootstrap over clips) and how many clips each rests on."""
-    rng, found = np.random.default_rng(0), {}
-    for name in MEASURES:
+    found = {}
+    for name, measure in MEASURES.items():
         values = np.array([row[name] for row in rows.values() if name in row])
-        if not len(values):
-            continue
-        means = values[rng.integers(0, len(values), (num_draws, len(values)))].mean(1)
-        low, high = np.percentile(means, [2.5, 97.5]) if len(values) > 1 else (np.nan, np.nan)
-        mean = float(values.mean())
-        found[name] = {
-            "mean": mean,
-            "low": float(low),
-            "high": float(high),
-            "num": len(values),
-            "about": MEASURES[name].about,
-        }
+        if len(values):
+            found[name] = bootstrap(values, num_draws) | {"about": measure.about}
     return found
+
+
+def bootstrap(values: npt.NDArray[np.float64], num_draws: int = 2000) -> dict[str, Any]:
+    """The mean of values (N,) and its 95 % interval, always the same draws; of one value there is none (NaN)."""
+    rng, num = np.random.default_rng(0), len(values)
+    means = values[rng.integers(0, num, (num_draws, num))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5]) if num > 1 else (np.nan, np.nan)
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high), "num": num}
