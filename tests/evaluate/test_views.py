@@ -210,7 +210,9 @@ def test_orbits_are_found_and_read(tmp_path: Path) -> None:
         matrix = np.eye(4)
         matrix[:3, 3] = 2 * np.cos(angle), 2 * np.sin(angle), 0.5
         frames.append({"file_path": f"view{index:03d}.png", "transform_matrix": matrix.tolist()})
-    (tmp_path / "with_cameras" / "transforms.json").write_text(json.dumps({"frames": frames}))
+    (tmp_path / "with_cameras" / "transforms.json").write_text(
+        json.dumps({"camera_angle_x": 0.6, "frames": frames})
+    )
     write_video(tmp_path / "film.mp4", (views.pixels * 255).astype(np.uint8), 7, {}, "mp4")
     found = find_orbits(tmp_path)
     assert set(found) == {"film", "plain", "with_cameras"}

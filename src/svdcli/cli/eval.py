@@ -142,13 +142,16 @@ def views(
 
 
 def shape(
-    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="A mesh or cloud, PLY or OBJ.")],
+    truth: Annotated[
+        Path, typer.Argument(metavar="TRUTH", help="A mesh or cloud: ply, obj, glb, gltf, stl, pcd, xyz.")
+    ],
     made: Annotated[Path, typer.Argument(metavar="MADE", help="Another one.")],
     fit: Annotated[bool, typer.Option("--fit", help="Centre both, and scale both to a side of 1.")] = False,
     out_file: Out = None,
 ) -> None:
     """A shape against the true one: Chamfer distance, F-score, volume IoU."""
-    from svdcli.evaluate.geometry import compare_shapes, read_shape
+    from svdcli.evaluate.geometry import compare_shapes
+    from svdcli.evaluate.shapes import read_shape
 
     result = compare_shapes(read_shape(truth), read_shape(made), fit)
     iou = result["volume_iou"]

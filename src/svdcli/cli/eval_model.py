@@ -212,7 +212,7 @@ def make(sets: Sets, planner: Planner, seed: int) -> None:
             for case in (sets.cases if bucket == sets.usual else sets.moved)
             if not is_written(path := sets.made(case, bucket))
         ]
-        for bucket in sets.buckets
+        for bucket in sorted(sets.buckets, key=lambda bucket: bucket != sets.usual)
     }
     coded = [
         (source, case, sets.coded(case, kind))
