@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,7 @@ def motion(
         str | None, typer.Option(metavar="REF", help="Whose calibration says what a bucket asks for.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help='Camera moves asked for: {"clip": "zoom-in"}')
+        Path | None, typer.Option(metavar="FILE.json", help='Camera moves asked for: {"clip": "zoom_in"}')
     ] = None,
     out_file: Out = None,
     cache: Cache = None,
@@ -236,14 +237,15 @@ def _calibration(bundle: str | None, clips: list[Manifested]) -> MotionCalibrati
 
 
 def _camera(clips: list[Manifested], labels: dict[str, str]) -> dict[str, Any]:
-    from svdcli.evaluate.camera_class import camera_move, is_right
+    from svdcli.data.camera_class import camera_class, is_right
     from svdcli.evaluate.videos import read_whole
 
     found = {}
     for clip in clips:
         if (label := labels.get(clip.path.stem)) is not None:
-            move, speeds = camera_move(*read_whole(clip.path))
-            found[clip.path.stem] = {"asked": label, "found": move, "right": is_right(label, move), **speeds}
+            move, mean, shake = camera_class(*read_whole(clip.path))
+            told = {"asked": label, "found": move, "right": is_right(label, move), "shake": shake}
+            found[clip.path.stem] = told | asdict(mean)
     if not found:
         raise InputError(
             "No video bears a name that the labels have.", "Labels are by file name without suffix."

@@ -321,11 +321,11 @@ def _camera(sets: Sets, files: BundleFiles) -> dict[str, Any] | None:
     trigger = next((lora.file.info.trigger for lora in files.loras if lora.file.info.trigger), None)
     if trigger is None:
         return None
-    from svdcli.evaluate.camera_class import camera_move, is_right
+    from svdcli.data.camera_class import camera_class, is_right
     from svdcli.evaluate.videos import read_whole
 
     try:
-        right = [is_right(trigger, camera_move(*read_whole(sets.made(case)))[0]) for case in sets.cases]
+        right = [is_right(trigger, camera_class(*read_whole(sets.made(case)))[0]) for case in sets.cases]
     except InputError as error:  # it teaches something else
         out.warn(f"camera moves are not judged: {error.message}")
         return None
