@@ -155,6 +155,20 @@ def test_compare_writes_a_page_and_fails_past_a_threshold(run: Run, network: str
     )
 
 
+def test_folders_that_do_not_match_are_said_to(run: Run) -> None:
+    make_videos(Path("a"), 3)
+    make_videos(Path("b"), 2)
+    write_video(Path("b/clip00.mp4"), np.zeros((5, 64, 32, 3), np.uint8), 24, {}, "mp4")
+    code, _, stderr = run("compare", "a", "b", "--page", "out.html")
+    assert code == 0 and "not in every folder, and not measured: clip02" in stderr
+    assert "a: 48x32, 10 frames, 8 fps; b: 32x64, 5 frames, 24 fps" in stderr
+    Path("b/clip01.mp4").write_text("no video")
+    code, _, stderr = run("flicker", "b")
+    assert code == 0 and "b/clip01.mp4 is left out: no video" in stderr and str(Path.cwd()) not in stderr
+    code, _, stderr = run("prefer", "plan", "study", "a", "c=b")
+    assert code == 4 and "clip01.mp4 cannot be shown to anybody: no video" in stderr
+
+
 def test_views_and_shapes(run: Run) -> None:
     for name in ("truth", "made"):
         folder = Path(name, "duck")

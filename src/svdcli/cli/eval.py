@@ -76,6 +76,7 @@ def fvd(
                     videos, chosen, network, cache or default_cache(), lambda note: bar.advance(1, note)
                 )
             )
+    eval_clips.warn_left_out({**measured[0].left_out, **measured[1].left_out})
     result = compare_sets(measured[0], measured[1], chosen, network, force)
     for caution in result["cautions"]:
         out.warn(caution)
@@ -180,7 +181,7 @@ def _judges(backbone: Path | None, heads: Path | None, st_lpips: bool, clip: str
 
 def _views_lines(result: dict[str, Any]) -> list[str]:
     rows = [
-        (region, name, f"{row['mean']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}", f"{row['blank']:.4f}")
+        (region, name, f"{row['mean']:.4f}", eval_clips.interval(row), f"{row['blank']:.4f}")
         for region, measures in result["regions"].items()
         for name, row in measures.items()
     ]

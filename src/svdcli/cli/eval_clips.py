@@ -121,6 +121,11 @@ def compare(
         result = compare_models(
             folders, names, _by_name(pictures), _cache(cache), lambda n: bar.advance(1, n)
         )
+    warn_left_out(result["left_out"])
+    if lacking := result["lacking"]:
+        out.warn(f"not in every folder, and not measured: {', '.join(lacking[:12])}")
+    for text in result["cautions"]:
+        out.warn(text)
     result["fvd"] = distances
     failed = failures(thresholds, figures(result))
     result |= {"page": str(page), "failed": failed, "passed": not failed}
@@ -160,6 +165,19 @@ def named_folders(models: list[str]) -> dict[str, Path]:
     return folders
 
 
+def warn_left_out(left_out: dict[str, str], most: int = 12) -> None:
+    """Say which videos do not count, and why."""
+    for path, reason in list(left_out.items())[:most]:
+        out.warn(f"{path} is left out: {reason}")
+    if len(left_out) > most:
+        out.warn(f"{len(left_out) - most} further videos are left out: --json has all of them")
+
+
+def interval(row: dict[str, Any]) -> str:
+    """One video has no interval."""
+    return "-" if row["low"] != row["low"] else f"{row['low']:.4g} to {row['high']:.4g}"
+
+
 def count_videos(folders: dict[str, Path]) -> int:
     """Videos that every folder has, times folders."""
     from svdcli.evaluate.videos import pair_videos
@@ -185,8 +203,7 @@ def _measure(
         rows, left_out = measure_clips(
             clips, names, _by_name(pictures), _cache(cache), lambda note: bar.advance(1, note)
         )
-    for path, reason in left_out.items():
-        out.warn(f"{Path(path).name} is left out: {reason}")
+    warn_left_out(left_out)
     return rows
 
 
@@ -292,7 +309,7 @@ def _report(kind: str, rows: Rows, file: Path | None, more: dict[str, Any]) -> N
             (
                 name,
                 f"{row['mean']:.4g}",
-                _interval(row),
+                interval(row),
                 str(row["num"]),
                 row["about"],
             )
@@ -301,11 +318,6 @@ def _report(kind: str, rows: Rows, file: Path | None, more: dict[str, Any]) -> N
         header=("measure", "mean", "95 % interval", "videos", "what it is"),
     )
     answer({"kind": kind, "measures": found, "videos": rows, **more}, file, lines)
-
-
-def _interval(row: dict[str, Any]) -> str:
-    """One video has no interval."""
-    return "-" if row["low"] != row["low"] else f"{row['low']:.4g} to {row['high']:.4g}"
 
 
 def _motion_lines(result: dict[str, Any]) -> list[str]:

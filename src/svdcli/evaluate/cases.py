@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from svdcli.data.footage import cover, is_held_out
-from svdcli.data.reader import Corrupt
 from svdcli.errors import InputError
-from svdcli.evaluate.videos import Clip, frame_numbers, open_video
+from svdcli.evaluate.videos import Clip, frame_numbers, open_video, why_not
 from svdcli.io.files import atomic_path
 from svdcli.io.images import write_png
 from svdcli.io.manifest import read_manifest, sidecar_path, write_manifest
@@ -77,19 +76,12 @@ def cut_cases(
             cases += _cut(path, name, folder, view, per_video)
             on_video(path.name)
         except (InputError, OSError) as error:
-            left_out[path.name] = _reason(error)
+            left_out[path.name] = why_not(error)
             on_video(f"{path.name}: left out")
     if not cases:
         name, reason = next(iter(left_out.items()))
         raise InputError(f"None of {len(videos)} videos can be read; {name}: {reason}.", "Look at one.")
     return cases, left_out
-
-
-def _reason(error: InputError | OSError) -> str:
-    """In few words, without a path of this machine: it is printed on a page."""
-    if isinstance(error, Corrupt):
-        return error.reason
-    return error.message if isinstance(error, InputError) else error.strerror or "it cannot be read"
 
 
 def _cut(path: Path, name: str, folder: Path, view: View, per_video: int) -> list[Case]:

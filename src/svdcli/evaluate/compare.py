@@ -15,7 +15,7 @@ import numpy as np
 
 from svdcli.evaluate.measures import MEASURES, NOT_HERE, Row, measure_clips, summarise
 from svdcli.evaluate.page import STYLE, figure
-from svdcli.evaluate.videos import Manifested, pair_videos, with_manifests
+from svdcli.evaluate.videos import Manifested, different_shapes, pair_videos, with_manifests
 from svdcli.io.files import atomic_path
 
 KIND = "svd-eval-compare"
@@ -55,6 +55,7 @@ def compare_models(
         "num_shared": len(shared),
         "lacking": lacking,
         "left_out": left_out,
+        "cautions": _cautions(different_shapes(dict(zip(folders, tables, strict=True)), shared[0])),
         "measures": {model: summarise(table) for model, table in rows.items()},
         "deltas": {model: deltas(rows[first], rows[model]) for model in folders if model != first},
         "deltas_to": first,
@@ -62,6 +63,11 @@ def compare_models(
         "rows": rows,
         "not_computed": dict(NOT_HERE),
     }
+
+
+def _cautions(told: str) -> list[str]:
+    reason = "of which motion, flicker and warping error are not independent"
+    return [f"the models' videos differ in size, length or rate, {reason}: {told}"] if told else []
 
 
 def deltas(
@@ -125,6 +131,7 @@ def _about(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['num_shared']} videos of the same name in every folder; 95 % intervals, bootstrap over videos."
     ]
+    lines += result["cautions"]
     if result["lacking"]:
         lines.append(f"Not in every folder, and not measured: {', '.join(result['lacking'][:12])}.")
     lines += [f"Left out: {Path(path).name}: {why}" for path, why in list(result["left_out"].items())[:12]]
