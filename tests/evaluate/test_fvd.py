@@ -405,6 +405,14 @@ def test_the_worse_a_set_is_the_farther_it_lies(shared: Path, tmp_path: Path) ->
     assert distances == sorted(distances), dict(zip(found, distances, strict=True))
     assert distances[0] < 1e-6 * distances[1]
 
+    # and each of them as torchmetrics computes the Fréchet distance, which goes by eigenvalues of 400x400 covariances
+    theirs = pytest.importorskip("torchmetrics.image.fid")
+    means = {name: torch.from_numpy(values.mean(0)) for name, values in found.items()}
+    spreads = {name: torch.from_numpy(np.cov(values.T)) for name, values in found.items()}
+    for name, distance in list(zip(found, distances, strict=True))[1:]:
+        pair = means["identical"], spreads["identical"], means[name], spreads[name]
+        assert distance == pytest.approx(float(theirs._compute_fid(*pair)), rel=1e-3)
+
 
 def test_a_written_video_reads_back_at_its_rate(tmp_path: Path) -> None:
     """The store's numbers depend on it: a folder of frames and an mp4 of one rate are seen alike."""
