@@ -41,7 +41,7 @@ HELP_DRAW = "Draw frames of such videos only (repeatable): for a page that other
 HELP_WORK = "Where the clips are made and kept; the same command goes on there."
 HELP_PICTURES = "Pictures that are asked for every bucket."
 HELP_FORCE = "FVD of fewer than 64 clips all the same."
-MOST_DRAWN = 6
+MOST_DRAWN = 8
 
 
 def model(
@@ -102,7 +102,9 @@ def model(
     drawn = {}
     for name, planner in found.items():
         result["models"][name], sets = trial.of(name, planner)
-        shown = [case for case in sets.moved if any(fnmatch(case.video, p) for p in draw or ["*"])]
+        by_video = {case.video: case for case in reversed((*sets.moved, *sets.cases))}
+        shown = [case for video, case in by_video.items() if any(fnmatch(video, p) for p in draw or ["*"])]
+        shown.sort(key=lambda case: (case not in sets.moved, case.name))  # first those at every bucket
         drawn[name] = [(sets, case) for case in shown[:MOST_DRAWN]]
     write_model_page(page, result, drawn, note)
     values = {name: figures(told) for name, told in result["models"].items()}

@@ -178,9 +178,10 @@ def _own(row: Mapping[Any, float]) -> tuple[list[float], list[float]]:
 
 
 def _frames(sets: Sets, case: Case) -> str:
-    """Real, and made at each bucket: a row of frames each."""
+    """Real, and made at each bucket that it was asked for: a row of frames each."""
     rows = [("real", case.real)] if case.real is not None else []
-    rows += [(f"made, motion {b}", sets.made(case, b)) for b in sets.buckets]
+    asked = sets.buckets if case in sets.moved else (sets.usual,)
+    rows += [(f"made, motion {b}", sets.made(case, b)) for b in asked]
     sheet = contact_sheet(
         [read_whole(path)[0] for _, path in rows if path], [t for t, _ in rows], COLUMNS, CELL
     )
