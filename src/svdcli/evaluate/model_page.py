@@ -24,6 +24,10 @@ from svdcli.io.curves import Line, chart
 from svdcli.io.files import atomic_path
 from svdcli.io.sheet import contact_sheet
 
+PAIRED = (
+    "all sets are of the same pictures: the kernel distance compares no clip with its own counterpart; "
+    "the floor is of other pictures, and a set can lie below it",
+)
 COLUMNS, CELL = 7, 168
 """frames of a clip that are drawn, and their width, pixels"""
 HEAD = {
@@ -121,7 +125,7 @@ def _distances(model: Mapping[str, Any]) -> str:
         )
     titles = ("", f"FVD, n {num}", f"FVD, n {half}", "kernel distance")
     head = "".join(f"<th>{title}</th>" for title in titles)
-    cautions = "".join(f"<p><small>{escape(text)}</small></p>" for text in first["cautions"])
+    cautions = "".join(f"<p><small>{escape(text)}</small></p>" for text in (*first["cautions"], *PAIRED))
     told = f"protocol {model['fvd']['protocol']}, {first['protocol_hash']}, network {model['fvd']['network']}"
     return f"<table><tr>{head}</tr>{''.join(rows)}</table><p><small>{escape(told)}</small></p>{cautions}"
 
@@ -203,7 +207,7 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>$title</title>
 <style>
-$style.half { max-width: 640px }
+$style.half { max-width: 640px } td small { display: block }
 </style></head><body>
 <h1>$title</h1>
 $about

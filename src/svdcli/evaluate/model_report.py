@@ -18,6 +18,7 @@ from svdcli.errors import UsageError
 from svdcli.evaluate.cases import Case, View
 from svdcli.evaluate.features import FeatureSet, measure_features
 from svdcli.evaluate.frames import psnr
+from svdcli.evaluate.frechet import paired_kernel_estimate
 from svdcli.evaluate.fvd import FEWEST, compare_sets
 from svdcli.evaluate.measures import FAITHFUL, FLICKER, NOT_HERE, Row, bootstrap, measure_clips, summarise
 from svdcli.evaluate.motion_response import Asked, motion_response
@@ -179,6 +180,9 @@ def _distances(
     real, found = features.pop("real"), {}
     for kind, other in features.items():
         result = compare_sets(real, other, protocol, network, force=True)
+        if len(real.names) == len(other.names) == len(sets.of("real")):  # none left out: i belongs to i
+            paired = paired_kernel_estimate(real.features, other.features)
+            result["kernel_distance"] = paired.to_dict() | {"confidence": 0.95, "paired": True}
         kept = ("fvd", "kernel_distance", "floor", "num_real", "num_generated", "protocol_hash", "cautions")
         found[kind] = {name: result[name] for name in kept}
         if min(result["num_real"], result["num_generated"]) < FEWEST and not force:
