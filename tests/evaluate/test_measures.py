@@ -164,6 +164,7 @@ def test_the_response_is_judged_within_pictures_and_over_all() -> None:
     assert result["curve"][0]["asked_score"] == pytest.approx(calibration.score(20))
     exact = [Asked("x", b, calibration.score(b)) for b in (20.0, 200.0)]
     assert motion_response(exact, calibration)["bucket_error"] == pytest.approx(0, abs=1e-6)
+    assert not result["uneven"] and motion_response(clips[:-1], calibration)["uneven"]
     with pytest.raises(InputError, match="same motion"):
         motion_response(clips[:1])
 

@@ -53,6 +53,10 @@ def motion(
         result["camera"] = _camera(clips, told)
     if asked:
         result |= motion_response(asked, _calibration(bundle, clips))
+        if result["uneven"]:
+            out.warn(
+                "the buckets were not asked of the same pictures, so the curve compares pictures too; the Spearman does not"
+            )
     elif not told:
         raise InputError(
             f"No video in {folder} says which motion was asked for.", "Give --labels, or sidecars."
