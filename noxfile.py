@@ -47,7 +47,7 @@ def gpu(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Every script of tests/benchmarks, or those that are named (`nox -s bench -- unet_step.py`)."""
     session.install(*PINS, ".[test]")
-    names = session.posargs or sorted(path.name for path in BENCHMARKS.glob("*.py"))
+    names = session.posargs or sorted(path.name for path in BENCHMARKS.glob("bench_*.py"))
     if not names:
         session.error(f"{BENCHMARKS} holds no benchmark")
     for name in names:

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,9 +25,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from processes import peak_mib, run_job
+
 SIDES = ("svdcli", "diffusers")
 WHAT = ("unet", "decode", "pipeline")
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -345,12 +344,6 @@ def measure_peak(case: Case, folder: Path, side: str, what: str, mode: str) -> d
     }
 
 
-def peak_mib() -> float:
-    """Of this process so far. Linux counts KiB, macOS bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (MIB if sys.platform == "darwin" else 1024)
-
-
 def work(job: dict[str, Any]) -> None:
     """What a child does: one job, answered by lines of JSON."""
     import torch
@@ -372,20 +365,12 @@ def work(job: dict[str, Any]) -> None:
 
 
 def child(options: argparse.Namespace, **job: Any) -> list[dict[str, Any]]:
-    """Run one job in a process of its own -> the objects that it printed. Its chatter is shown if it fails."""
+    """Run one job in a process of its own -> the objects that it printed."""
     print(
         " ".join(str(job[key]) for key in ("case", "do", "side", "what", "mode") if job.get(key)),
         file=sys.stderr,
     )
-    job = {"threads": options.threads, "repeats": options.repeats, **job}
-    done = subprocess.run(
-        [sys.executable, __file__, "--job", json.dumps(job)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{job} failed:\n{done.stderr}")
-    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    print(*(f"  {line}" for line in answers), sep="\n", file=sys.stderr, flush=True)
-    return [json.loads(line) for line in answers]
+    return run_job(__file__, {"threads": options.threads, "repeats": options.repeats, **job})
 
 
 def bench(options: argparse.Namespace, name: str, folder: Path) -> Iterator[dict[str, Any]]:

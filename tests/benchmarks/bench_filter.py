@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from processes import peak_mib
 
 CHUNK = 500_000
 CLIPS_A_SOURCE = 11
@@ -97,7 +97,7 @@ def measure(folder: Path, memory: str) -> None:
         wall, processors = time.perf_counter(), time.process_time()
         found = select(folder, settings, memory=memory, **options)  # type: ignore[arg-type]
         wall, processors = time.perf_counter() - wall, time.process_time() - processors
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = peak_mib() / 1024
         all_, kept = found.waterfall.all, found.waterfall.kept
         print(
             f"{name}: {wall:.1f} s, {processors:.1f} CPU-s, peak {peak:.2f} GiB; kept {kept.clips} of {all_.clips}"

@@ -9,11 +9,11 @@ moments in eight bits, blocks recomputed, one average of what trains.
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 
 import psutil
 import torch
+from processes import peak_mib
 from torch import nn
 
 from svdcli.diffusion.denoiser import Denoiser
@@ -91,12 +91,12 @@ class Clock:
         self.last = time.perf_counter()
 
     def say(self, what: str) -> None:
-        seconds, peak = (
-            time.perf_counter() - self.last,
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        )
+        seconds = time.perf_counter() - self.last
         now = psutil.Process().memory_info().rss
-        print(f"{seconds:8.1f} s  {now / GIB:6.2f} GiB now  {peak / GIB:6.2f} GiB peak  {what}", flush=True)
+        print(
+            f"{seconds:8.1f} s  {now / GIB:6.2f} GiB now  {peak_mib() / 1024:6.2f} GiB peak  {what}",
+            flush=True,
+        )
         self.last = time.perf_counter()
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from svdcli.engine.curves import Line, chart
 from svdcli.evaluate.features import default_cache, measure_features
 from svdcli.evaluate.frechet import frechet_distance, kernel_distance
 from svdcli.evaluate.networks import open_network
 from svdcli.evaluate.protocols import find_protocol
 from svdcli.evaluate.videos import find_videos
+from svdcli.io.curves import Line, chart
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"

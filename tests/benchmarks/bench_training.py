@@ -14,15 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from processes import peak_mib, run_job
 
 SIDES = ("svdcli", "script")
 WIDTHS, HEADS, ATTENDS, CONTEXT = (96, 192, 192), (3, 6, 6), (True, True, False), 128
@@ -177,29 +177,21 @@ def work(job: dict[str, Any]) -> None:
     side = run_svdcli if job["side"] == "svdcli" else run_script
     started = time.perf_counter()
     seconds = side(folder, job["steps"], job["threads"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1 << 20 if sys.platform == "darwin" else 1024
-    )
     answer = {
         "side": job["side"],
         "step_seconds": round(statistics.median(seconds[WARM_UP:]), 4),
         "all_seconds": round(time.perf_counter() - started, 1),
-        "peak_mib": round(peak),
+        "peak_mib": round(peak_mib()),
     }
     print(json.dumps(answer))
 
 
-# ---- the parent, which stays small: a child's peak begins with what its parent holds ------------------------
+# ---- the parent ----------------------------------------------------------------------------------------
 
 
 def child(options: argparse.Namespace, folder: Path, side: str) -> dict[str, Any]:
     job = {"side": side, "folder": str(folder), "steps": options.steps + WARM_UP, "threads": options.threads}
-    command = [sys.executable, __file__, "--job", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{job} failed:\n{done.stderr}")
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    print(*answers, sep="\n", file=sys.stderr, flush=True)
+    answers = run_job(__file__, job)
     return answers[0] if answers else {}
 
 

@@ -155,6 +155,20 @@ def test_compare_writes_a_page_and_fails_past_a_threshold(run: Run, network: str
     )
 
 
+def test_folders_that_do_not_match_are_said_to(run: Run) -> None:
+    make_videos(Path("a"), 3)
+    make_videos(Path("b"), 2)
+    write_video(Path("b/clip00.mp4"), np.zeros((5, 64, 32, 3), np.uint8), 24, {}, "mp4")
+    code, _, stderr = run("compare", "a", "b", "--page", "out.html")
+    assert code == 0 and "not in every folder, and not measured: clip02" in stderr
+    assert "a: 48x32, 10 frames, 8 fps; b: 32x64, 5 frames, 24 fps" in stderr
+    Path("b/clip01.mp4").write_text("no video")
+    code, _, stderr = run("flicker", "b")
+    assert code == 0 and "b/clip01.mp4 is left out: no video" in stderr and str(Path.cwd()) not in stderr
+    code, _, stderr = run("prefer", "plan", "study", "a", "c=b")
+    assert code == 4 and "clip01.mp4 cannot be shown to anybody: no video" in stderr
+
+
 def test_views_and_shapes(run: Run) -> None:
     for name in ("truth", "made"):
         folder = Path(name, "duck")
@@ -203,3 +217,96 @@ def test_a_study_from_plan_to_ranking(run: Run) -> None:
     assert (
         run("prefer", "serve", "ours")[0] == 4 and run("prefer", "serve", "study", "--port", "99999")[0] == 2
     )
+
+
+# ---- a whole model
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    """Real clips of one second and more, one too short for a clip, and one that is none."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for index in range(4):
+        rng = np.random.default_rng(index)
+        wide = rng.integers(0, 256, (8, 40, 3), dtype=np.uint8).repeat(6, 0).repeat(6, 1)
+        count = 4 if index == 3 else 12
+        frames = np.stack([wide[:, 3 * t : 3 * t + 72] for t in range(count)])
+        write_video(folder / f"clip.{index}.mp4", frames, 8, {}, "mp4")
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def test_a_model_is_measured_whole_and_the_same_command_goes_on(
+    run: Run, network: str, held_out: Path, quick_bundle_path: Path, tmp_path: Path
+) -> None:
+    command = (
+        "model", f"quick={quick_bundle_path}", "--clips", str(held_out), "--frames", "9", "--fps", "8", "--buckets", "20,200",
+        "--pictures", "2", "--i3d", network, "--draw", "clip.0*", "--page", "model.html", "--out", "model.json",
+    )  # fmt: skip
+    code, stdout, stderr = run(*command)
+    assert code == 0, stderr
+    assert "kernel_distance" in stdout and "fvd" not in stdout and stdout.endswith("model.html\n")
+    assert "broken.mp4 is left out" in stderr and "whether quick has seen" in stderr
+    told = json.loads(Path("model.json").read_text())["models"]["quick"]
+    assert (told["num_cases"], told["num_clips"], told["clips"]["left_out"].keys()) == (4, 3, {"broken.mp4"})
+    assert {kind: row["motion"]["num"] for kind, row in told["measures"].items()} == {
+        "made": 4, "coded": 3, "still_coded": 3, "still": 3, "real": 3
+    }  # fmt: skip
+    assert "first_frame_psnr" not in told["measures"]["real"]  # it is the picture
+    ceiling, made_first = (told["measures"][k]["first_frame_psnr"]["mean"] for k in ("still_coded", "made"))
+    assert 0 < made_first < 60 and 0 < ceiling < 60
+    assert told["measures"]["still"]["motion"]["mean"] < 1e-3 < told["measures"]["real"]["motion"]["mean"]
+    coded = told["measures"]["coded"]["first_frame_psnr"]["mean"]
+    assert told["reconstruction"]["psnr"]["mean"] == pytest.approx(coded, abs=3)
+    assert (
+        told["distances"]["made"]["fvd"] is None and told["distances"]["made"]["kernel_distance"]["value"] > 0
+    )
+    assert [point["bucket"] for point in told["motion"]["curve"]] == [20, 127, 200]
+    page = Path("model.html").read_text()
+    assert (
+        page.count("data:image/jpeg") == 1
+        and "<script" not in page
+        and str(tmp_path) not in page.split("<footer")[0]
+    )
+
+    made = sorted(Path("runs/eval-model").glob("quick-*/made/*.json"))
+    assert len(made) == 4 + 2 * 2
+    before = {path: path.stat().st_mtime_ns for path in made}
+    made[3].unlink()  # as if it had been killed there
+    code, _, stderr = run(*command, "--force", "--fail-if", "fvd>0")
+    assert code == 6 and "quick has" in stderr
+    assert "1 clips at motion" in stderr
+    after = {path: path.stat().st_mtime_ns for path in made}
+    assert [path for path in made if after[path] != before[path]] == [made[3]]
+    folder = made[0].parent  # what is on the page is what the single commands say of the same folder
+    found = json.loads(run("motion", str(folder), "--json")[1])
+    again = json.loads(run(*command, "--json")[1])["models"]["quick"]["motion"]
+    assert found["curve"][0] == again["curve"][0]
+
+
+def test_a_model_report_refuses_in_a_sentence(
+    run: Run, network: str, held_out: Path, quick_bundle_path: Path
+) -> None:
+    base = ("model", str(quick_bundle_path), "--clips", str(held_out), "--i3d", network)
+    assert run(*base, "--frames", "200")[0] == 4
+    assert run(*base, "--buckets", "20")[0] == run(*base, "--page", "x.txt")[0] == 2
+    assert run(*base, "--fail-if", "fvd")[0] == 2
+    assert (
+        run(
+            "model",
+            str(quick_bundle_path),
+            str(quick_bundle_path),
+            "--clips",
+            str(held_out),
+            "--i3d",
+            network,
+        )[0]
+        == 2
+    )
+    code, _, stderr = run(
+        "model", f"{quick_bundle_path}+nowhere.safetensors", "--clips", str(held_out), "--i3d", network
+    )
+    assert code == 4 and "nowhere.safetensors" in stderr
+    code, _, stderr = run("model", str(quick_bundle_path), "--clips", str(held_out))
+    assert code == 5 and "hf download" in stderr

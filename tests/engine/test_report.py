@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from svdcli.engine import report
-from svdcli.engine.curves import Line, chart, smoothed, thinned
 from svdcli.engine.report import read_metrics, write_report
 from svdcli.errors import InputError
+from svdcli.io.curves import Line, chart, smoothed, thinned
 from svdcli.io.video import write_video
 
 SVG = "{http://www.w3.org/2000/svg}"

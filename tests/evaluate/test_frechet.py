@@ -14,6 +14,7 @@ from svdcli.evaluate.frechet import (
     frechet_distance,
     gaussian_frechet_distance,
     kernel_distance,
+    paired_kernel_estimate,
     video_features,
 )
 from svdcli.evaluate.i3d import I3D
@@ -89,6 +90,32 @@ def test_kernel_distance_is_the_mean_over_pairs_by_hand() -> None:
     a, b = np.array([[0.0], [1.0]]), np.array([[2.0], [0.0], [1.0]])
     # (xy + 1)^3. Within a: 1. Within b, over its three pairs: (1 + 27 + 1) / 3. Across: 1, 1, 1 and 27, 1, 8.
     assert kernel_distance(a, b) == pytest.approx(1 + 29 / 3 - 2 * 39 / 6)
+
+
+def test_pairs_are_compared_across_and_never_with_themselves() -> None:
+    """A set and its own copy are at 0, where the kernel distance of independent sets falls below; by hand; coverage."""
+    generator = np.random.default_rng(3)
+    a = generator.standard_normal((20, 5))
+    assert abs(paired_kernel_estimate(a, a).value) < 1e-12 and kernel_distance(a, a) < -0.1
+    b = a + generator.standard_normal((20, 5)) + 0.5
+
+    def k(x: Array, y: Array) -> float:
+        return float((x @ y / 5 + 1) ** 3)
+
+    pairs = [(i, j) for i in range(20) for j in range(20) if i != j]
+    by_hand = np.mean([k(a[i], a[j]) + k(b[i], b[j]) - k(a[i], b[j]) - k(b[i], a[j]) for i, j in pairs])
+    assert paired_kernel_estimate(a, b).value == pytest.approx(by_hand)
+    truth = kernel_distance(
+        generator.standard_normal((4000, 5)), 2**0.5 * generator.standard_normal((4000, 5)) + 0.5
+    )
+    held = 0
+    for _ in range(200):
+        x = generator.standard_normal((40, 5))
+        found = paired_kernel_estimate(x, x + generator.standard_normal((40, 5)) + 0.5)
+        held += found.low <= truth <= found.high
+    assert held / 200 >= 0.85
+    with pytest.raises(InputError, match="one size"):
+        paired_kernel_estimate(a, b[1:])
 
 
 def test_kernel_distance_sees_spread_with_equal_means() -> None:

@@ -315,6 +315,25 @@ def test_sets_are_thinned_to_one_number_and_always_to_the_same_videos() -> None:
     )
 
 
+def test_sets_that_differ_are_made_alike_and_it_is_said_how() -> None:
+    real, made = features(90, 0), features(70, 1)
+    made.sizes, made.fps = [(32, 24)] * 70, [24.0] * 70
+    told = " | ".join(compare_sets(real, made, MATCHED, counting_network()[0])["cautions"])
+    assert "70 of the 90 real videos are used" in told
+    assert "(24x16; 24x32): every frame is scaled to cover 224x224" in told
+    assert "8 and 24 fps: of both the frames nearest to 7" in told
+    alike = " | ".join(compare_sets(real, features(90, 1), MATCHED, counting_network()[0])["cautions"])
+    assert "are used" not in alike and "scaled" not in alike and "nearest" not in alike
+
+
+def test_one_video_is_refused_even_when_forced_and_what_was_left_out_is_told() -> None:
+    made = features(1, 1)
+    made.left_out = {"made/0.mp4": "it is too short"}
+    with pytest.raises(InputError, match="two videos in each, not 5 and 1") as caught:
+        compare_sets(features(5, 0), made, TINY, counting_network()[0], force=True)
+    assert "1 are left out, such as 0.mp4: it is too short" in caught.value.hint
+
+
 def test_the_floor_is_of_other_real_videos_at_one_number() -> None:
     real, same, other = features(200, 0), features(90, 1), features(90, 2, shift=1.0)
     floor = real_floor(real.features, same.features)
@@ -385,6 +404,14 @@ def test_the_worse_a_set_is_the_farther_it_lies(shared: Path, tmp_path: Path) ->
     distances = [frechet_distance(found["identical"], other) for other in found.values()]
     assert distances == sorted(distances), dict(zip(found, distances, strict=True))
     assert distances[0] < 1e-6 * distances[1]
+
+    # and each of them as torchmetrics computes the Fréchet distance, which goes by eigenvalues of 400x400 covariances
+    theirs = pytest.importorskip("torchmetrics.image.fid")
+    means = {name: torch.from_numpy(values.mean(0)) for name, values in found.items()}
+    spreads = {name: torch.from_numpy(np.cov(values.T)) for name, values in found.items()}
+    for name, distance in list(zip(found, distances, strict=True))[1:]:
+        pair = means["identical"], spreads["identical"], means[name], spreads[name]
+        assert distance == pytest.approx(float(theirs._compute_fid(*pair)), rel=1e-3)
 
 
 def test_a_written_video_reads_back_at_its_rate(tmp_path: Path) -> None:

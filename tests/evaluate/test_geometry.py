@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from svdcli.errors import InputError
 from svdcli.evaluate.geometry import (
     Shape,
     compare_shapes,
     f_score,
     inside,
     nearest_distances,
-    read_shape,
     volume_iou,
 )
 
@@ -87,37 +83,3 @@ def test_points_lie_evenly_on_the_faces() -> None:
     points = CUBE.sample(6000)
     on_face = [np.isclose(points[:, axis], value).mean() for axis in range(3) for value in (0, 1)]
     assert on_face == pytest.approx([1 / 6] * 6, abs=0.02)
-
-
-def test_files_of_other_tools_are_read(tmp_path: Path) -> None:
-    trimesh = pytest.importorskip("trimesh")
-    mesh = trimesh.Trimesh(CUBE.vertices, CUBE.faces, process=False)
-    (tmp_path / "a.ply").write_bytes(trimesh.exchange.ply.export_ply(mesh, encoding="ascii"))
-    (tmp_path / "b.ply").write_bytes(trimesh.exchange.ply.export_ply(mesh))
-    mesh.export(tmp_path / "c.obj")
-    trimesh.PointCloud(CLOUD.vertices).export(tmp_path / "cloud.ply")
-    for name in ("a.ply", "b.ply", "c.obj"):
-        assert compare_shapes(CUBE, read_shape(tmp_path / name), num_points=200)["volume_iou"] == 1.0
-    assert read_shape(tmp_path / "cloud.ply").vertices == pytest.approx(CLOUD.vertices, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        (
-            "a.ply",
-            b"ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\nend_header\n1 2",
-        ),
-        ("a.ply", b"no header"),
-        ("a.ply", b"ply\nformat binary_big_endian 1.0\nend_header\n"),
-        ("a.ply", b"ply\nformat binary_little_endian 1.0\nelement vertex 99\nproperty float x\nend_header\n"),
-        ("a.obj", b"v 1 2 nan\n"),
-        ("a.obj", b"v 0 0 0\nf 1 2 3\n"),
-        ("a.obj", b"# nothing"),
-        ("a.stl", b"solid"),
-    ],
-)
-def test_damaged_files_are_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError):
-        read_shape(tmp_path / name)

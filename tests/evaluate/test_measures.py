@@ -1,4 +1,4 @@
-"""Measures of one clip on clips whose answer is known; the response to motion; camera moves; comparisons and thresholds."""
+"""Measures of one clip on clips whose answer is known; the response to motion; comparisons and thresholds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from svdcli.data.camera import move
 from svdcli.data.motion import MotionCalibration
 from svdcli.errors import InputError, UsageError
-from svdcli.evaluate.camera_class import camera_move, is_right
 from svdcli.evaluate.compare import compare_models, deltas, figures, write_page
 from svdcli.evaluate.frames import psnr
 from svdcli.evaluate.measures import (
@@ -165,32 +164,9 @@ def test_the_response_is_judged_within_pictures_and_over_all() -> None:
     assert result["curve"][0]["asked_score"] == pytest.approx(calibration.score(20))
     exact = [Asked("x", b, calibration.score(b)) for b in (20.0, 200.0)]
     assert motion_response(exact, calibration)["bucket_error"] == pytest.approx(0, abs=1e-6)
+    assert not result["uneven"] and motion_response(clips[:-1], calibration)["uneven"]
     with pytest.raises(InputError, match="same motion"):
         motion_response(clips[:1])
-
-
-@pytest.mark.parametrize(
-    ("kind", "angle", "reverse", "expected"),
-    [
-        ("in", 0, False, "zoom-in"), ("out", 0, False, "zoom-out"), ("pan", 0, False, "pan-right"), ("pan", 0, True, "pan-left"),
-        ("pan", np.pi / 2, False, "tilt-down"), ("pan", np.pi / 2, True, "tilt-up"),
-    ],
-)  # fmt: skip
-def test_camera_moves_of_known_kind_are_named(kind: str, angle: float, reverse: bool, expected: str) -> None:
-    frames = move(texture(), 8, kind, 0.25, angle)  # type: ignore[arg-type]
-    found, speeds = camera_move(frames[::-1] if reverse else frames, 8)
-    assert found == expected, speeds
-    assert camera_move(frames[:1].repeat(4, 0), 8)[0] == "static"
-
-
-def test_labels_may_be_coarse_but_must_be_known() -> None:
-    assert (
-        is_right("Horizontal", "pan-left")
-        and is_right("zoom_in", "zoom-in")
-        and not is_right("zoom", "static")
-    )
-    with pytest.raises(InputError, match="no camera move"):
-        is_right("wobble", "static")
 
 
 # ---- comparisons

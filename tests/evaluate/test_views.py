@@ -65,29 +65,42 @@ def test_what_is_not_finite_or_of_another_size_is_refused() -> None:
             mse(a, wrong)
 
 
-@pytest.mark.parametrize("kind", ["alex", "vgg"])
-def test_lpips_agrees_with_its_formula_on_torchvisions_layout(kind: str, tmp_path: Path) -> None:
-    """An independent network of plain layers with the same random weights, from files as users have them."""
+def backbone(kind: str) -> tuple[torch.nn.Sequential, list[int], list[int]]:
+    """torchvision's layers with random weights -> the features, where LPIPS taps them, the widths there."""
     torch.manual_seed(0)
     conv, relu, pool = torch.nn.Conv2d, torch.nn.ReLU, torch.nn.MaxPool2d
     if kind == "alex":
         layers = [conv(3, 64, 11, 4, 2), relu(), pool(3, 2), conv(64, 192, 5, 1, 2), relu(), pool(3, 2)]
-        layers += [
-            conv(192, 384, 3, 1, 1),
-            relu(),
-            conv(384, 256, 3, 1, 1),
-            relu(),
-            conv(256, 256, 3, 1, 1),
-            relu(),
-        ]
-        taps, widths = [1, 4, 7, 9, 11], [64, 192, 384, 256, 256]
-    else:
-        layers, width = [], 3
-        for out in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
-            layers += [conv(width, out, 3, 1, 1), relu()] if out else [pool(2, 2)]
-            width = out or width
-        taps, widths = [3, 8, 15, 22, 29], [64, 128, 256, 512, 512]
-    features = torch.nn.Sequential(*layers)
+        for width, out in ((192, 384), (384, 256), (256, 256)):
+            layers += [conv(width, out, 3, 1, 1), relu()]
+        return torch.nn.Sequential(*layers), [1, 4, 7, 9, 11], [64, 192, 384, 256, 256]
+    layers, width = [], 3
+    for out in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
+        layers += [conv(width, out, 3, 1, 1), relu()] if out else [pool(2, 2)]
+        width = out or width
+    return torch.nn.Sequential(*layers), [3, 8, 15, 22, 29], [64, 128, 256, 512, 512]
+
+
+@pytest.mark.parametrize("kind", ["alex", "vgg"])
+def test_lpips_agrees_with_torchmetrics(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its network and the published heads in its package, on a backbone of random weights: torchvision is not needed."""
+    theirs = pytest.importorskip("torchmetrics.functional.image.lpips")
+    features, _, _ = backbone(kind)
+    monkeypatch.setattr(theirs, "_get_tv_model_features", lambda net, pretrained=False: features)
+    reference = theirs._LPIPS(net=kind)
+    torch.save({f"features.{k}": v for k, v in features.state_dict().items()}, tmp_path / "deep.pth")
+    heads = Path(theirs.__file__).parent / "lpips_models" / f"{kind}.pth"
+    distance = load_lpips(tmp_path / "deep.pth", heads)
+    a, b = pictures(64, 64)
+    pair = [torch.from_numpy(picture).float().permute(2, 0, 1)[None] for picture in (a, b)]
+    expected = float(reference(*pair, normalize=True))
+    assert expected > 0 and distance(a, b) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["alex", "vgg"])
+def test_lpips_agrees_with_its_formula_on_torchvisions_layout(kind: str, tmp_path: Path) -> None:
+    """An independent network of plain layers with the same random weights, from files as users have them."""
+    features, taps, widths = backbone(kind)
     heads = {f"lin{i}.model.1.weight": torch.rand(1, w, 1, 1) for i, w in enumerate(widths)}
     torch.save({f"features.{k}": v for k, v in features.state_dict().items()}, tmp_path / "deep.pth")
     torch.save(heads, tmp_path / "heads.pth")
@@ -210,7 +223,9 @@ def test_orbits_are_found_and_read(tmp_path: Path) -> None:
         matrix = np.eye(4)
         matrix[:3, 3] = 2 * np.cos(angle), 2 * np.sin(angle), 0.5
         frames.append({"file_path": f"view{index:03d}.png", "transform_matrix": matrix.tolist()})
-    (tmp_path / "with_cameras" / "transforms.json").write_text(json.dumps({"frames": frames}))
+    (tmp_path / "with_cameras" / "transforms.json").write_text(
+        json.dumps({"camera_angle_x": 0.6, "frames": frames})
+    )
     write_video(tmp_path / "film.mp4", (views.pixels * 255).astype(np.uint8), 7, {}, "mp4")
     found = find_orbits(tmp_path)
     assert set(found) == {"film", "plain", "with_cameras"}

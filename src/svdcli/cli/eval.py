@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svdcli.cli import eval_clips, prefer
+from svdcli.cli import eval_clips, eval_model, prefer
 from svdcli.cli.console import out, table
 from svdcli.cli.eval_clips import Out
 from svdcli.errors import InputError, UsageError
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Measure videos, and ask people about them."
     )
-    for command in (fvd, explain, views, shape, *eval_clips.COMMANDS):
+    for command in (eval_model.model, fvd, explain, views, shape, *eval_clips.COMMANDS):
         group.command()(command)
     prefer.register(group)
     app.add_typer(group, name="eval")
@@ -76,6 +76,7 @@ def fvd(
                     videos, chosen, network, cache or default_cache(), lambda note: bar.advance(1, note)
                 )
             )
+    eval_clips.warn_left_out({**measured[0].left_out, **measured[1].left_out})
     result = compare_sets(measured[0], measured[1], chosen, network, force)
     for caution in result["cautions"]:
         out.warn(caution)
@@ -142,13 +143,16 @@ def views(
 
 
 def shape(
-    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="A mesh or cloud, PLY or OBJ.")],
+    truth: Annotated[
+        Path, typer.Argument(metavar="TRUTH", help="A mesh or cloud: ply, obj, glb, gltf, stl, pcd, xyz.")
+    ],
     made: Annotated[Path, typer.Argument(metavar="MADE", help="Another one.")],
     fit: Annotated[bool, typer.Option("--fit", help="Centre both, and scale both to a side of 1.")] = False,
     out_file: Out = None,
 ) -> None:
     """A shape against the true one: Chamfer distance, F-score, volume IoU."""
-    from svdcli.evaluate.geometry import compare_shapes, read_shape
+    from svdcli.evaluate.geometry import compare_shapes
+    from svdcli.evaluate.shapes import read_shape
 
     result = compare_shapes(read_shape(truth), read_shape(made), fit)
     iou = result["volume_iou"]
@@ -177,7 +181,7 @@ def _judges(backbone: Path | None, heads: Path | None, st_lpips: bool, clip: str
 
 def _views_lines(result: dict[str, Any]) -> list[str]:
     rows = [
-        (region, name, f"{row['mean']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}", f"{row['blank']:.4f}")
+        (region, name, f"{row['mean']:.4f}", eval_clips.interval(row), f"{row['blank']:.4f}")
         for region, measures in result["regions"].items()
         for name, row in measures.items()
     ]

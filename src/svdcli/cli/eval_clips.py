@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,7 @@ def motion(
         str | None, typer.Option(metavar="REF", help="Whose calibration says what a bucket asks for.")
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help='Camera moves asked for: {"clip": "zoom-in"}')
+        Path | None, typer.Option(metavar="FILE.json", help='Camera moves asked for: {"clip": "zoom_in"}')
     ] = None,
     out_file: Out = None,
     cache: Cache = None,
@@ -52,6 +53,10 @@ def motion(
         result["camera"] = _camera(clips, told)
     if asked:
         result |= motion_response(asked, _calibration(bundle, clips))
+        if result["uneven"]:
+            out.warn(
+                "the buckets were not asked of the same pictures, so the curve compares pictures too; the Spearman does not"
+            )
     elif not told:
         raise InputError(
             f"No video in {folder} says which motion was asked for.", "Give --labels, or sidecars."
@@ -120,6 +125,11 @@ def compare(
         result = compare_models(
             folders, names, _by_name(pictures), _cache(cache), lambda n: bar.advance(1, n)
         )
+    warn_left_out(result["left_out"])
+    if lacking := result["lacking"]:
+        out.warn(f"not in every folder, and not measured: {', '.join(lacking[:12])}")
+    for text in result["cautions"]:
+        out.warn(text)
     result["fvd"] = distances
     failed = failures(thresholds, figures(result))
     result |= {"page": str(page), "failed": failed, "passed": not failed}
@@ -159,6 +169,19 @@ def named_folders(models: list[str]) -> dict[str, Path]:
     return folders
 
 
+def warn_left_out(left_out: dict[str, str], most: int = 12) -> None:
+    """Say which videos do not count, and why."""
+    for path, reason in list(left_out.items())[:most]:
+        out.warn(f"{path} is left out: {reason}")
+    if len(left_out) > most:
+        out.warn(f"{len(left_out) - most} further videos are left out: --json has all of them")
+
+
+def interval(row: dict[str, Any]) -> str:
+    """One video has no interval."""
+    return "-" if row["low"] != row["low"] else f"{row['low']:.4g} to {row['high']:.4g}"
+
+
 def count_videos(folders: dict[str, Path]) -> int:
     """Videos that every folder has, times folders."""
     from svdcli.evaluate.videos import pair_videos
@@ -184,8 +207,7 @@ def _measure(
         rows, left_out = measure_clips(
             clips, names, _by_name(pictures), _cache(cache), lambda note: bar.advance(1, note)
         )
-    for path, reason in left_out.items():
-        out.warn(f"{Path(path).name} is left out: {reason}")
+    warn_left_out(left_out)
     return rows
 
 
@@ -236,14 +258,15 @@ def _calibration(bundle: str | None, clips: list[Manifested]) -> MotionCalibrati
 
 
 def _camera(clips: list[Manifested], labels: dict[str, str]) -> dict[str, Any]:
-    from svdcli.evaluate.camera_class import camera_move, is_right
+    from svdcli.data.camera_class import camera_class, is_right
     from svdcli.evaluate.videos import read_whole
 
     found = {}
     for clip in clips:
         if (label := labels.get(clip.path.stem)) is not None:
-            move, speeds = camera_move(*read_whole(clip.path))
-            found[clip.path.stem] = {"asked": label, "found": move, "right": is_right(label, move), **speeds}
+            move, mean, shake = camera_class(*read_whole(clip.path))
+            told = {"asked": label, "found": move, "right": is_right(label, move), "shake": shake}
+            found[clip.path.stem] = told | asdict(mean)
     if not found:
         raise InputError(
             "No video bears a name that the labels have.", "Labels are by file name without suffix."
@@ -290,7 +313,7 @@ def _report(kind: str, rows: Rows, file: Path | None, more: dict[str, Any]) -> N
             (
                 name,
                 f"{row['mean']:.4g}",
-                _interval(row),
+                interval(row),
                 str(row["num"]),
                 row["about"],
             )
@@ -299,11 +322,6 @@ def _report(kind: str, rows: Rows, file: Path | None, more: dict[str, Any]) -> N
         header=("measure", "mean", "95 % interval", "videos", "what it is"),
     )
     answer({"kind": kind, "measures": found, "videos": rows, **more}, file, lines)
-
-
-def _interval(row: dict[str, Any]) -> str:
-    """One video has no interval."""
-    return "-" if row["low"] != row["low"] else f"{row['low']:.4g} to {row['high']:.4g}"
 
 
 def _motion_lines(result: dict[str, Any]) -> list[str]:

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from svdcli.engine.curves import Line, chart, smoothed
 from svdcli.engine.observe import sessions
 from svdcli.engine.samples import SAMPLES
 from svdcli.errors import InputError
+from svdcli.io.curves import Line, chart, smoothed
 from svdcli.io.files import atomic_path
 
 METRICS, RECIPE, REPORT = "metrics.csv", "recipe.json", "report.html"

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from svdcli.evaluate.measures import MEASURES, NOT_HERE, Row, measure_clips, summarise
-from svdcli.evaluate.videos import Manifested, pair_videos, with_manifests
+from svdcli.evaluate.page import STYLE, figure
+from svdcli.evaluate.videos import Manifested, different_shapes, pair_videos, with_manifests
 from svdcli.io.files import atomic_path
 
 KIND = "svd-eval-compare"
@@ -54,6 +55,7 @@ def compare_models(
         "num_shared": len(shared),
         "lacking": lacking,
         "left_out": left_out,
+        "cautions": _cautions(different_shapes(dict(zip(folders, tables, strict=True)), shared[0])),
         "measures": {model: summarise(table) for model, table in rows.items()},
         "deltas": {model: deltas(rows[first], rows[model]) for model in folders if model != first},
         "deltas_to": first,
@@ -61,6 +63,11 @@ def compare_models(
         "rows": rows,
         "not_computed": dict(NOT_HERE),
     }
+
+
+def _cautions(told: str) -> list[str]:
+    reason = "of which motion, flicker and warping error are not independent"
+    return [f"the models' videos differ in size, length or rate, {reason}: {told}"] if told else []
 
 
 def deltas(
@@ -108,6 +115,7 @@ def write_page(file: Path, result: Mapping[str, Any]) -> None:
     """Write the comparison as one HTML page that needs nothing beside it, as long as its videos are not too many."""
     page = _PAGE.substitute(
         title=escape(" against ".join(result["models"])),
+        style=STYLE,
         about=_about(result),
         measures=_measures(result),
         fvd=_fvd(result),
@@ -123,6 +131,7 @@ def _about(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['num_shared']} videos of the same name in every folder; 95 % intervals, bootstrap over videos."
     ]
+    lines += result["cautions"]
     if result["lacking"]:
         lines.append(f"Not in every folder, and not measured: {', '.join(result['lacking'][:12])}.")
     lines += [f"Left out: {Path(path).name}: {why}" for path, why in list(result["left_out"].items())[:12]]
@@ -140,17 +149,11 @@ def _measures(result: Mapping[str, Any]) -> str:
         cells = [f'<td title="{escape(measure.about)}">{name} {arrow}</td>']
         for index, model in enumerate(models):
             row = result["measures"][model].get(name)
-            cells.append(f"<td>{_figure(row)}</td>")
+            cells.append(f"<td>{figure(row)}</td>")
             if index:
                 cells.append(_gap(result["deltas"][model].get(name)))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
-
-
-def _figure(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "&ndash;"
-    return f"{row['mean']:.4g} <small>{row['low']:.4g} to {row['high']:.4g}, n {row['num']}</small>"
 
 
 def _gap(row: Mapping[str, Any] | None) -> str:
@@ -225,21 +228,7 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>$title</title>
 <style>
-:root { color-scheme: light dark; --ink: #1d1f21; --soft: #666; --paper: #fff; --card: #f6f7f8; --good: #006b4f; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #aaa; --paper: #16181a; --card: #202327;
-       --good: #5fd3a8; --bad: #ff9d92; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 1280px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem }
-h3 { font-size: .95rem; margin: 1.2rem 0 .3rem }
-p { margin: .3rem 0 } small { color: var(--soft) } .good { color: var(--good) } .bad { color: var(--bad) }
-table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto }
-td, th { text-align: left; padding: .2rem 1.1rem .2rem 0; vertical-align: top; white-space: nowrap }
-.row { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)) }
-figure { margin: 0; padding: .5rem; background: var(--card); border-radius: 8px } figcaption { font-size: .85rem }
-video, img { width: 100%; border-radius: 4px; display: block }
-footer { color: var(--soft); font-size: .8rem; margin: 2.5rem 0 }
-</style></head><body>
+$style</style></head><body>
 <h1>$title</h1>
 $about
 <h2>Measures</h2>

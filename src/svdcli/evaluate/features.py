@@ -18,7 +18,7 @@ from svdcli.errors import InputError, UsageError
 from svdcli.evaluate.frechet import Array
 from svdcli.evaluate.networks import Network
 from svdcli.evaluate.protocols import Protocol, digest
-from svdcli.evaluate.videos import Clip, content_hash, frame_numbers, mean_fps, open_video
+from svdcli.evaluate.videos import Clip, content_hash, frame_numbers, mean_fps, open_video, why_not
 
 OnVideo = Callable[[str], None]
 
@@ -123,7 +123,7 @@ def measure_features(
                     found = fps, size, vector
                     store.put(key, *found)
             except (InputError, OSError) as error:
-                result.left_out[str(path)] = getattr(error, "message", None) or str(error)
+                result.left_out[str(path)] = why_not(error)
                 on_video(f"{note}: left out")
                 continue
             result.names.append(str(path))

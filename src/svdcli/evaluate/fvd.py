@@ -7,6 +7,7 @@ bias), and the distance of real videos to other real ones at the same number: wh
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,17 @@ def compare_sets(
 
     Raises InputError for fewer than FEWEST videos in a set, unless forced (two are the least).
     """
+    numbers = len(real.names), len(generated.names)
+    lost = {**real.left_out, **generated.left_out}
+    try:
+        require_enough(*numbers, force)
+    except InputError as error:
+        if lost:
+            name, reason = next(iter(lost.items()))
+            error.hint = f"{len(lost)} are left out, such as {Path(name).name}: {reason}. {error.hint}"
+        raise
     if protocol.equal_numbers:
-        least = min(len(real.names), len(generated.names))
-        real, generated = real.thinned(least), generated.thinned(least)
-    require_enough(len(real.names), len(generated.names), force)
+        real, generated = real.thinned(min(numbers)), generated.thinned(min(numbers))
     kernel = kernel_estimate(real.features, generated.features)
     return {
         "kind": KIND,
@@ -49,19 +57,23 @@ def compare_sets(
         "network": {"name": network.name, "sha256": network.sha256, "standard": network.standard},
         "real": describe(real),
         "generated": describe(generated),
-        "cautions": cautions(real, generated, protocol, network),
+        "cautions": cautions(real, generated, protocol, network)
+        + treatments(real, generated, protocol, numbers),
         "versions": versions() | {"numpy": np.__version__},
     }
 
 
 def require_enough(num_real: int, num_generated: int, force: bool) -> None:
     """Raises InputError for fewer than FEWEST videos in a set, unless forced; two are always needed."""
-    if min(num_real, num_generated) < (2 if force else FEWEST):
+    if min(num_real, num_generated) < 2:
+        raise InputError(
+            f"A distance between sets needs two videos in each, not {num_real} and {num_generated}.",
+            "Give more videos.",
+        )
+    if min(num_real, num_generated) < FEWEST and not force:
         raise InputError(
             f"FVD of {num_real} real and {num_generated} generated videos is mostly bias: {FEWEST} of each are the least.",
-            "Give more videos."
-            if force
-            else "Give more, or add --force for a figure that compares with nothing.",
+            "Give more, or add --force for a figure that compares with nothing.",
         )
 
 
@@ -139,3 +151,33 @@ def cautions(real: FeatureSet, generated: FeatureSet, protocol: Protocol, networ
     if shared := len(set(real.hashes) & set(generated.hashes)):
         found.append(f"{shared} videos are in both sets")
     return found
+
+
+def treatments(
+    real: FeatureSet, generated: FeatureSet, protocol: Protocol, numbers: tuple[int, int]
+) -> list[str]:
+    """How sets that differ are made alike; a sentence each. `numbers`: of each set before it was thinned."""
+    found = []
+    for name, videos, num in (("real", real, numbers[0]), ("generated", generated, numbers[1])):
+        if len(videos.names) < num:
+            found.append(
+                f"{len(videos.names)} of the {num} {name} videos are used, as the other set has no more: chosen by their content"
+            )
+    if protocol.size is not None and set(real.sizes) != set(generated.sizes):
+        height, width = protocol.size
+        found.append(
+            f"the sets differ in size ({_sizes(real)}; {_sizes(generated)}): every frame is scaled to cover {width}x{height}, "
+            "and its middle kept"
+        )
+    rates = float(np.median(real.fps)), float(np.median(generated.fps))
+    if protocol.fps and abs(rates[0] - rates[1]) > 0.05 * max(rates):
+        found.append(
+            f"the sets run at {rates[0]:.4g} and {rates[1]:.4g} fps: "
+            f"of both the frames nearest to {protocol.fps:g} a second are taken"
+        )
+    return found
+
+
+def _sizes(videos: FeatureSet) -> str:
+    told = [f"{width}x{height}" for height, width in sorted(set(videos.sizes))]
+    return ", ".join(told[:3]) + (" ..." if len(told) > 3 else "")

@@ -1,4 +1,4 @@
-"""Shapes against shapes: Chamfer distance, F-score, volume IoU; of point clouds and meshes in PLY and OBJ.
+"""Shapes against shapes: Chamfer distance, F-score, volume IoU; of point clouds and meshes. Their files are `shapes`'.
 
 Conventions, which papers differ in by factors: Chamfer is the *mean* of the two mean distances (not squared, not summed), in
 units of the truth's largest side; F is a fraction, not percent; nothing is aligned, but centre and scale where asked.
@@ -7,7 +7,6 @@ units of the truth's largest side; F is a fraction, not percent; nothing is alig
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import numpy.typing as npt
 import torch
 
 from svdcli.errors import InputError
-from svdcli.io.files import require_file
 
 Array = npt.NDArray[np.float64]
 NUM_POINTS = 10_000
@@ -26,11 +24,6 @@ CONVENTIONS = (
     f"F-score: harmonic mean of the shares within a distance; IoU: of solids on a {IOU_SIDE}^3 grid, for closed meshes"
 )
 _ROWS = 256
-_TYPES = {
-    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4", "double": "f8",
-    "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4",
-    "float64": "f8",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,113 +144,3 @@ def inside(shape: Shape, axes: list[Array]) -> npt.NDArray[np.bool_]:
 def _unit(shape: Shape) -> Shape:
     middle = (shape.vertices.min(0) + shape.vertices.max(0)) / 2
     return Shape((shape.vertices - middle) / max(shape.side, 1e-12), shape.faces)
-
-
-# ---- files
-
-
-def read_shape(path: Path) -> Shape:
-    """A PLY (ascii or little-endian; cloud or mesh) or an OBJ. Raises InputError."""
-    require_file(path, "shape")
-    suffix = path.suffix.lower()
-    if suffix not in (".ply", ".obj"):
-        raise InputError(
-            f"{path.name} is neither PLY nor OBJ.", "Convert it first; `svd sample --orbit` writes PLY."
-        )
-    try:
-        vertices, faces = _read_ply(path) if suffix == ".ply" else _read_obj(path)
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
-        raise InputError(
-            f"{path} is damaged, or of a form that is not read: {error}.", "Export it again."
-        ) from error
-    if not len(vertices) or not np.isfinite(vertices).all():
-        raise InputError(f"{path} has no points, or some that are not finite.", "Export it again.")
-    if len(faces) and not (0 <= faces.min() and faces.max() < len(vertices)):
-        raise InputError(f"{path} has faces of vertices that are not there.", "Export it again.")
-    return Shape(vertices, faces)
-
-
-def _read_ply(path: Path) -> tuple[Array, npt.NDArray[np.int64]]:
-    head, separator, body = path.read_bytes().partition(b"end_header\n")
-    if not head.startswith(b"ply") or not separator:
-        raise ValueError("no PLY header")
-    lines = head.decode("ascii").split("\n")
-    form = next(line.split()[1] for line in lines if line.startswith("format"))
-    if form not in ("ascii", "binary_little_endian"):
-        raise ValueError(f"format {form}")
-    elements: list[tuple[str, int, list[list[str]]]] = []
-    for line in lines:
-        words = line.split()
-        if words[:1] == ["element"]:
-            elements.append((words[1], int(words[2]), []))
-        elif words[:1] == ["property"]:
-            elements[-1][2].append(words[1:])
-    read = _ascii_element if form == "ascii" else _binary_element
-    rest: Any = body.split() if form == "ascii" else body
-    vertices, faces = np.empty((0, 3)), np.empty((0, 3), np.int64)
-    for name, count, properties in elements:
-        rows, rest = read(rest, count, properties)
-        if name == "vertex":
-            names = [words[-1] for words in properties]
-            vertices = np.stack([np.array([row[names.index(k)] for row in rows], float) for k in "xyz"], 1)
-        elif name == "face":
-            at = next(i for i, words in enumerate(properties) if words[0] == "list")
-            faces = _triangles([row[at] for row in rows])
-    return vertices, faces
-
-
-def _ascii_element(
-    words: list[bytes], count: int, properties: list[list[str]]
-) -> tuple[list[Any], list[bytes]]:
-    rows, at = [], 0
-    for _ in range(count):
-        row: list[Any] = []
-        for kind, *_ in properties:
-            if kind == "list":
-                length = int(words[at])
-                row.append([int(w) for w in words[at + 1 : at + 1 + length]])
-                at += 1 + length
-            else:
-                row.append(float(words[at]))
-                at += 1
-        rows.append(row)
-    return rows, words[at:]
-
-
-def _binary_element(body: bytes, count: int, properties: list[list[str]]) -> tuple[Any, bytes]:
-    if all(words[0] != "list" for words in properties):
-        kind = np.dtype([(words[-1], "<" + _TYPES[words[0]]) for words in properties])
-        return np.frombuffer(body, kind, count), body[count * kind.itemsize :]
-    rows, at = [], 0
-    for _ in range(count):
-        row: list[Any] = []
-        for words in properties:
-            number = np.dtype("<" + _TYPES[words[1] if words[0] == "list" else words[0]])
-            value = np.frombuffer(body, number, 1, at)[0]
-            at += number.itemsize
-            if words[0] == "list":
-                item = np.dtype("<" + _TYPES[words[2]])
-                row.append(np.frombuffer(body, item, int(value), at).tolist())
-                at += int(value) * item.itemsize
-            else:
-                row.append(value)
-        rows.append(row)
-    return rows, body[at:]
-
-
-def _read_obj(path: Path) -> tuple[Array, npt.NDArray[np.int64]]:
-    vertices: list[list[float]] = []
-    polygons: list[list[int]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        words = line.split()
-        if words[:1] == ["v"]:
-            vertices.append([float(w) for w in words[1:4]])
-        elif words[:1] == ["f"]:
-            numbers = [int(w.split("/")[0]) for w in words[1:]]
-            polygons.append([n - 1 if n > 0 else len(vertices) + n for n in numbers])
-    return np.array(vertices, float).reshape(-1, 3), _triangles(polygons)
-
-
-def _triangles(polygons: list[list[int]]) -> npt.NDArray[np.int64]:
-    fans = [[p[0], p[i], p[i + 1]] for p in polygons for i in range(1, len(p) - 1)]
-    return np.array(fans, np.int64).reshape(-1, 3)

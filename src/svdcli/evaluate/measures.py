@@ -22,7 +22,7 @@ from svdcli.errors import InputError, UsageError
 from svdcli.evaluate.frames import first_frame_psnr, flicker, sharpness, warp_error
 from svdcli.evaluate.protocols import digest
 from svdcli.evaluate.similarity import ssim
-from svdcli.evaluate.videos import Clip, Manifested, content_hash, read_whole
+from svdcli.evaluate.videos import Clip, Manifested, content_hash, read_whole, why_not
 from svdcli.io.images import fit_picture, read_picture
 
 VERSION = 1
@@ -164,11 +164,12 @@ def measure_clips(
                 rows[str(clip.path)] = _measured(clip, names, pictures, kept)
                 on_video(clip.path.name)
             except (InputError, OSError) as error:
-                left_out[str(clip.path)] = getattr(error, "message", None) or str(error)
+                left_out[str(clip.path)] = why_not(error)
                 on_video(f"{clip.path.name}: left out")
     if not rows:
         raise InputError(
-            f"None of {len(clips)} videos can be measured: {next(iter(left_out.values()))}", "Look at one."
+            f"None of {len(clips)} videos can be measured; {Path(next(iter(left_out))).name}: {next(iter(left_out.values()))}.",
+            "Look at one.",
         )
     return rows, left_out
 
@@ -222,19 +223,21 @@ def _open(cache: Path | None) -> sqlite3.Connection:
 
 def summarise(rows: Mapping[str, Row], num_draws: int = 2000) -> dict[str, dict[str, Any]]:
     """Means over clips, with 95 % intervals (bootstrap over clips) and how many clips each rests on."""
-    rng, found = np.random.default_rng(0), {}
-    for name in MEASURES:
+    found = {}
+    for name, measure in MEASURES.items():
         values = np.array([row[name] for row in rows.values() if name in row])
-        if not len(values):
-            continue
-        means = values[rng.integers(0, len(values), (num_draws, len(values)))].mean(1)
-        low, high = np.percentile(means, [2.5, 97.5]) if len(values) > 1 else (np.nan, np.nan)
-        mean = float(values.mean())
-        found[name] = {
-            "mean": mean,
-            "low": float(low),
-            "high": float(high),
-            "num": len(values),
-            "about": MEASURES[name].about,
-        }
+        if len(values):
+            found[name] = bootstrap(values, num_draws) | {"about": measure.about}
     return found
+
+
+def bootstrap(values: npt.NDArray[np.float64], num_draws: int = 2000) -> dict[str, Any]:
+    """The mean of values (N,) and its 95 % interval, from always the same draws.
+
+    There is none (NaN) of one value, or where some are infinite.
+    """
+    rng, num = np.random.default_rng(0), len(values)
+    means = values[rng.integers(0, num, (num_draws, num))].mean(1)
+    known = num > 1 and np.isfinite(means).all()  # PSNR of equal pictures is infinite
+    low, high = np.percentile(means, [2.5, 97.5]) if known else (np.nan, np.nan)
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high), "num": num}

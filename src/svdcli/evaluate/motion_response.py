@@ -28,8 +28,9 @@ def motion_response(clips: Iterable[Asked], calibration: MotionCalibration | Non
 
     `mean_of_spearman`: of bucket and score within each group (one picture and seed), averaged over groups; `spearman_of_mean`: of
     bucket and the score averaged over clips; `pooled`: over all clips at once, so that pictures which move more at every bucket
-    count against it. With a calibration the curve says which score each bucket asks for, and `bucket_error` is the mean
-    distance of the asked to the measured bucket. Raises InputError for fewer than two buckets.
+    count against it. `uneven` where the buckets are not of the same groups, so that the curve compares these too. With a
+    calibration the curve says which score each bucket asks for, and `bucket_error` is the mean distance of the asked to the
+    measured bucket. Raises InputError for fewer than two buckets.
     """
     rows = list(clips)
     if len({clip.bucket for clip in rows}) < 2:
@@ -52,6 +53,7 @@ def motion_response(clips: Iterable[Asked], calibration: MotionCalibration | Non
         "spearman_of_mean": spearman([p["bucket"] for p in curve], [p["mean_score"] for p in curve]),
         "pooled": spearman([c.bucket for c in rows], [c.score for c in rows]),
         "curve": curve,
+        "uneven": len({frozenset(c.group for c in rows if c.bucket == b) for b in _buckets(rows)}) > 1,
     }
     if calibration is not None:
         result["bucket_error"] = float(np.mean([abs(calibration.bucket(c.score) - c.bucket) for c in rows]))

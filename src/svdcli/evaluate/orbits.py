@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +11,9 @@ import numpy.typing as npt
 from svdcli.errors import InputError
 from svdcli.evaluate.videos import read_whole
 from svdcli.io.images import SUFFIXES, find_pictures, read_picture
-from svdcli.io.manifest import read_manifest
+from svdcli.multiview.transforms import NAME as CAMERAS
+from svdcli.multiview.transforms import picture_path, read_transforms
 
-CAMERAS = "transforms.json"
 VIDEOS = {".mp4", ".webm", ".gif", ".mov", ".mkv"}
 NEAR_WHITE = 250 / 255
 """pictures without transparency: the object is what is darker than this in some channel"""
@@ -88,17 +86,10 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _cameras(folder: Path) -> tuple[npt.NDArray[np.float64], list[Path]]:
-    """Azimuths and files, from transforms.json where there is one: camera-to-world, z up."""
+    """Azimuths and files, from transforms.json where there is one."""
     if not (folder / CAMERAS).is_file():
         files = _pictures(folder)
         return _even(len(files)), files
-    tree: dict[str, Any] = read_manifest(folder / CAMERAS)
-    try:
-        places = np.array([np.array(frame["transform_matrix"], float)[:2, 3] for frame in tree["frames"]])
-        files = [folder / frame["file_path"] for frame in tree["frames"]]
-        angles = np.arctan2(places[:, 1], places[:, 0])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise InputError(
-            f"{folder / CAMERAS} is no camera file.", "It needs frames with matrices."
-        ) from error
-    return (angles - angles[-1]) * (180 / math.pi) % 360, files
+    transforms = read_transforms(folder / CAMERAS)
+    azimuths = transforms.cameras.azimuths_deg
+    return (azimuths - azimuths[-1]) % 360, [picture_path(folder, name) for name in transforms.images]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svdcli.data.dataset import VIDEO_SUFFIXES, videos_below
-from svdcli.data.reader import Reader, mean_fps, nearest, numbered_pictures, open_reader
+from svdcli.data.reader import Corrupt, Reader, mean_fps, nearest, numbered_pictures, open_reader
 from svdcli.errors import InputError
 from svdcli.io.manifest import read_manifest, sidecar_path
 from svdcli.io.video import read_video
@@ -66,6 +66,21 @@ def pair_videos(folders: Sequence[Path]) -> tuple[list[str], list[dict[str, Path
     return sorted(shared), tables, lacking
 
 
+def different_shapes(tables: Mapping[str, Mapping[str, Path]], name: str) -> str:
+    """Size, length and rate of the video of one name by model, in words; "" where they are the same."""
+    shapes = {}
+    for model, table in tables.items():
+        try:
+            reader = open_video(table[name])
+            height, width = reader.read([0])[0].shape[:2]
+        except InputError:
+            continue
+        shapes[model] = f"{width}x{height}, {len(reader.times)} frames, {mean_fps(reader.times):.4g} fps"
+    if len(set(shapes.values())) < 2:
+        return ""
+    return "; ".join(f"{model}: {shape}" for model, shape in shapes.items())
+
+
 class Frames:
     """A `Reader` of frames in memory."""
 
@@ -92,6 +107,14 @@ def read_whole(path: Path, max_frames: int = 256) -> tuple[Clip, float]:
             "Cut the video into clips first.",
         )
     return np.stack(reader.read(range(len(reader.times)))), mean_fps(reader.times)
+
+
+def why_not(error: InputError | OSError) -> str:
+    """Why a video is left out, in few words: without its name, which stands beside them, or a path of this machine."""
+    if isinstance(error, Corrupt):
+        return error.reason
+    said = error.message if isinstance(error, InputError) else error.strerror or "it cannot be read"
+    return said.rstrip(".")
 
 
 def content_hash(path: Path) -> str:

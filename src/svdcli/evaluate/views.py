@@ -117,7 +117,7 @@ def summarise(objects: Sequence[Mapping[str, Any]], judges: Judges, num_draws: i
             name: {"mean": _mean(values), "low": low, "high": high, "blank": _mean([b[name] for b in blanks])}
             for name in rows[0]
             for values in [np.array([row[name] for row in rows])]
-            for low, high in [np.percentile(values[draws].mean(1), [2.5, 97.5]).tolist()]
+            for low, high in [_interval(values[draws].mean(1))]
         }
     return {
         "kind": "svd-eval-views",
@@ -161,6 +161,12 @@ def _box(where: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
         first = min(max(0, first - lacking // 2), length - max(last - first, min(LEAST_BOX, length)))
         found.append(slice(first, max(last, first + min(LEAST_BOX, length))))
     return found[0], found[1]
+
+
+def _interval(means: npt.NDArray[np.float64]) -> list[float]:
+    """Of bootstrapped means, 95 %; none (NaN) where some are infinite, as the PSNR of equal pictures is."""
+    finite = bool(np.isfinite(means).all())
+    return list(np.percentile(means, [2.5, 97.5]).tolist()) if finite else [float("nan")] * 2
 
 
 def _mean(values: Sequence[float] | npt.NDArray[np.float64]) -> float:

@@ -101,7 +101,7 @@ def load_mesh(path: str | Path, max_faces: int = MAX_FACES) -> Mesh:
     file = require_file(path, "mesh")
     with _unpacked(file) as mesh_file:
         notes = _check(mesh_file, max_faces)
-        scene = _load(file, mesh_file)
+        scene = load_scene(file, mesh_file)
         parts = [part for part in map(_part, *_flat(scene)) if len(part.faces)]
         if not parts:
             raise InputError(
@@ -192,8 +192,11 @@ def _missing_obj_files(file: Path) -> list[str]:
 # ---- loading
 
 
-def _load(file: Path, mesh_file: Path) -> Any:
-    """A trimesh Scene. What its readers raise on damaged files is of every kind, and all of it means the same."""
+def load_scene(file: Path, mesh_file: Path) -> Any:
+    """A trimesh Scene of `mesh_file`, called `file` in errors.
+
+    What trimesh's readers raise on damaged files is of every kind, and all of it means the same.
+    """
     try:
         import trimesh
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ def cast_depths(scene: Any, origins: np.ndarray, rays: np.ndarray) -> np.ndarray
     """Where rays (N, 3) first strike a scene, in lengths of the ray: (N,), inf where nowhere."""
     both = np.concatenate([origins, rays], axis=1).astype(np.float32)
     return scene.cast_rays(open3d().core.Tensor(both))["t_hit"].numpy()
+
+
+def read_cloud(path: Path) -> np.ndarray:
+    """The points (N, 3) of a PCD file, ascii or binary; none where it is damaged."""
+    return np.asarray(open3d().io.read_point_cloud(str(path)).points, float)
 
 
 def _load_libusb() -> None:

@@ -30,7 +30,7 @@ class Lora(Section):
     use_rslora: bool = False
     """scale by alpha / √rank, which keeps high ranks learning (2312.03732)"""
     trigger: str = ""
-    """the motion that it teaches, for people and other tools: pan-left, zoom-in"""
+    """the motion that it teaches, for people and other tools: pan_left, zoom_in"""
 
     @field_validator("targets")
     @classmethod

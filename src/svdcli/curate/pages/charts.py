@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from svdcli.io.curves import round_values
+
 WIDTH, HEIGHT = 560, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 8, 8, 22, 24
 NUM_BINS = 56
@@ -117,8 +119,4 @@ def ticks(scale: Scale) -> list[float]:
         exponents = range(math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high)) + 1)
         found = [float(f"{digit}e{power}") for power in exponents for digit in (1, 3)]
         return [value for value in found if scale.low <= value <= scale.high][:9]
-    rough = (scale.high - scale.low) / 5
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
-    first = math.ceil(scale.low / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, math.floor(scale.high / step + 1e-9) + 1)]
+    return [round(value, 12) for value in round_values(scale.low, scale.high, 5)]

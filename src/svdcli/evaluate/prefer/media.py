@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from svdcli.data.reader import Corrupt
 from svdcli.errors import InputError
 from svdcli.evaluate.videos import Clip, read_whole
 from svdcli.io.images import read_picture, write_png
@@ -26,14 +27,14 @@ def blind_copy(video: Path, folder: Path, name: str) -> Path:
         target = folder / f"{name}.{suffix}"
         _remux(video, target)
         return target
-    frames, fps = read_whole(video, MAX_FRAMES)
+    frames, fps = _read(video)
     target = folder / f"{name}.mp4"
     write_video(target, frames, fps, {}, "mp4")
     return target
 
 
 def _is_plain(video: Path, suffix: str) -> bool:
-    read_first = read_whole(video, MAX_FRAMES)  # a video that breaks off would stop the study, not the plan
+    read_first = _read(video)  # a video that breaks off would stop the study, not the plan
     try:
         with av.open(str(video)) as container:
             stream = container.streams.video[0]
@@ -45,6 +46,16 @@ def _is_plain(video: Path, suffix: str) -> bool:
             )
     except (av.FFmpegError, OSError, IndexError) as error:
         raise InputError(f"{video} is not a video.", "Take it out of the folder.") from error
+
+
+def _read(video: Path) -> tuple[Clip, float]:
+    try:
+        return read_whole(video, MAX_FRAMES)
+    except Corrupt as error:
+        raise InputError(
+            f"{video} cannot be shown to anybody: {error.reason}.",
+            "Take it out of the folder, or make it again.",
+        ) from error
 
 
 def _remux(video: Path, target: Path) -> None:

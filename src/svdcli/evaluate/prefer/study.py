@@ -14,7 +14,7 @@ import numpy as np
 
 from svdcli.errors import InputError, UsageError
 from svdcli.evaluate.prefer.media import blind_copy, blind_picture, spoil
-from svdcli.evaluate.videos import pair_videos, read_whole
+from svdcli.evaluate.videos import different_shapes, pair_videos, read_whole
 from svdcli.io.files import atomic_folder, require_file
 from svdcli.io.manifest import read_manifest, sidecar_path
 from svdcli.io.video import write_video
@@ -233,18 +233,8 @@ def _checks(
 
 def _differences(tables: list[dict[str, Path]], models: list[str], names: list[str]) -> list[str]:
     """What besides the model tells the videos apart: size, length, rate."""
-    from svdcli.data.reader import mean_fps
-    from svdcli.evaluate.videos import open_video
-
-    shapes = []
-    for table in tables:
-        reader = open_video(table[names[0]])
-        height, width = reader.read([0])[0].shape[:2]
-        shapes.append(f"{width}x{height}, {len(reader.times)} frames, {mean_fps(reader.times):.4g} fps")
-    if len(set(shapes)) == 1:
-        return []
-    told = "; ".join(f"{model}: {shape}" for model, shape in zip(models, shapes, strict=True))
-    return [f"the models' videos differ in size, length or rate, which raters see: {told}"]
+    told = different_shapes(dict(zip(models, tables, strict=True)), names[0])
+    return [f"the models' videos differ in size, length or rate, which raters see: {told}"] if told else []
 
 
 def _to_json(study: Study) -> dict[str, Any]:

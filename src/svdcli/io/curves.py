@@ -121,11 +121,16 @@ class _Axis:
             ]
             ones = [value for value in found if f"{value:e}".startswith("1.")]
             return found if len(found) <= 7 or len(ones) < 3 else ones
-        rough = (self.high - self.low) / 4
-        unit = 10.0 ** math.floor(math.log10(rough))
-        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
-        first = math.ceil(self.low / step - 1e-9)
-        return [number * step for number in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        return round_values(self.low, self.high, 4)
+
+
+def round_values(low: float, high: float, about: int) -> list[float]:
+    """From `low` to `high` about so many round values, at even steps."""
+    rough = (high - low) / about
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _grid(across: _Axis, up: _Axis) -> str:
