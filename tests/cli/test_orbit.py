@@ -29,8 +29,8 @@ from svdcli.model.settings import Settings  # noqa: E402
 from svdcli.model.unet import UNet, UNetConfig  # noqa: E402
 from svdcli.model.vae import VAE, VAEConfig  # noqa: E402
 from svdcli.multiview import points  # noqa: E402
-from svdcli.multiview.batch import Item  # noqa: E402
 from svdcli.multiview.cameras import static_orbit  # noqa: E402
+from svdcli.multiview.items import Item  # noqa: E402
 from svdcli.multiview.meshes import load_mesh  # noqa: E402
 from svdcli.multiview.objaverse import Orbits, render_object  # noqa: E402
 from svdcli.multiview.render import render  # noqa: E402

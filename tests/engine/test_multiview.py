@@ -33,8 +33,8 @@ from svdcli.errors import InputError  # noqa: E402
 from svdcli.model.bundle import open_bundle  # noqa: E402
 from svdcli.model.conditioning import Conditioning  # noqa: E402
 from svdcli.model.settings import Settings  # noqa: E402
-from svdcli.multiview.batch import Item  # noqa: E402
 from svdcli.multiview.cameras import static_orbit  # noqa: E402
+from svdcli.multiview.items import Item  # noqa: E402
 from svdcli.multiview.objaverse import Orbits as Rendering  # noqa: E402
 from svdcli.multiview.objaverse import render_object  # noqa: E402
 from svdcli.multiview.views import write_views  # noqa: E402

@@ -6,6 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+INDEX = "index.json"
+"""in a folder of views: what became of every item, with its licence"""
+
 
 @dataclass(frozen=True)
 class Item:

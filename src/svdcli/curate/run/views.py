@@ -27,14 +27,14 @@ from svdcli.curate.run.pipeline import Watch, run_items
 from svdcli.curate.run.workers import Handle, Outcome, Tell
 from svdcli.io.files import atomic_path, check_writable
 from svdcli.io.lock import lock_run
-from svdcli.multiview.items import Item, content_key
+from svdcli.multiview.items import INDEX, Item, content_key
 from svdcli.multiview.mvimgnet import Sequences, find_instances, instance_key, read_instance
 from svdcli.multiview.objaverse import Orbits, find_objects, render_object
 from svdcli.multiview.objaverse_hub import is_id
 from svdcli.multiview.transforms import NAME
 from svdcli.recipe.executor import Executor
 
-INDEX, FOLDER = "index.json", "views"
+FOLDER = "views"
 EXECUTOR = Executor(deadline=3600.0, memory_gib=8.0)
 """an object has no length by which its deadline could be set"""
 

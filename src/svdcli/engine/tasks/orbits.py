@@ -22,8 +22,8 @@ from svdcli.data.footage import Frames, Size, Video
 from svdcli.engine.orbit import FPS
 from svdcli.errors import InputError
 from svdcli.io.images import fit_picture, read_picture
-from svdcli.multiview.batch import INDEX
 from svdcli.multiview.cameras import Cameras, Orbit
+from svdcli.multiview.items import INDEX
 from svdcli.multiview.transforms import NAME, picture_path, read_transforms
 from svdcli.recipe.recipe import Data
 
