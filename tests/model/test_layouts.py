@@ -178,7 +178,7 @@ def test_folded_convolutions_equal_the_two_they_stand_for() -> None:
     post, post_bias = torch.randn(5, 5, 1, 1), torch.randn(5)
     two = F.conv2d(F.conv2d(x, post, post_bias), conv, bias, padding=1)
     one = F.conv2d(
-        x, layouts._before_weight(conv, post), layouts._before_bias(bias, conv, post_bias), padding=1
+        x, layouts.before_weight(conv, post), layouts.before_bias(bias, conv, post_bias), padding=1
     )
     assert torch.allclose(one[..., 1:-1, 1:-1], two[..., 1:-1, 1:-1], atol=1e-4)
 

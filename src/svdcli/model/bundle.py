@@ -303,7 +303,7 @@ def _open_single(name: str, path: Path) -> BundleFiles:
     task = implied.task_of(shapes)
     if task == "image":
         configs = {"unet": implied.unet_config(shapes)}
-        if any(key.startswith(layouts.FIRST_STAGE) for key in shapes):
+        if layouts.FIRST_STAGE + "decoder.conv_out.weight" in shapes:
             configs["vae"] = implied.vae_config(shapes)
         return BundleFiles(name, path, "single", Settings(task=task), configs, single=mapped)
     if task not in ("i2v", "multiview"):

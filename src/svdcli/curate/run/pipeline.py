@@ -88,6 +88,8 @@ def opened_folder(folder: Path, recipe: Curation) -> Iterator[None]:
             yield
         finally:
             clear_scratch(folder)
+            if recipe.executor.engine == "ray":  # it replaces workers that were lost, and does not say so
+                _sweep(folder)
             (folder / RUNNING).unlink(missing_ok=True)
 
 
