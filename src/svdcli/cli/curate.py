@@ -97,9 +97,7 @@ def run(
         _require_clips(found.clips, folder)
         try:
             selection = select(folder, chosen.filter)
-        except (
-            InputError
-        ):  # a score that the filter wants could not be computed: hours of work may be seen all the same
+        except InputError:  # a score that it wants is not there: hours of work may be seen all the same
             out.say(f"report of what was done before: {write_report(folder)}")
             raise
         packed = pack_clips(folder, chosen.pack, folder / "dataset")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from svdcli.curate.annotate import View
 from svdcli.curate.annotate.models import stamp
+from svdcli.curate.split.opening import SMALL
 from svdcli.errors import InputError
 
 DARK = 20
@@ -97,10 +98,7 @@ def decode_small(video: Path, side: int) -> Pass:
         with av.open(str(video)) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            stream.codec_context.options = {
-                "err_detect": "crccheck+bitstream+buffer+explode",
-                "skip_loop_filter": "bidir",  # a fifth of the time, for what cannot be seen once the picture is small
-            }
+            stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode", **SMALL}
             size = _small_size(stream.codec_context.width, stream.codec_context.height, side)
             for frame in _frames(container, stream):
                 if frame is None:

@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from svdcli.curate.split.clipping import Written, thumb, thumb_of
-from svdcli.curate.split.opening import Picture
+from svdcli.curate.split.opening import SMALL, Picture
 
 MOST_OFF = 16.0
 """levels of 255 by which a frame's thumbnail may differ: readers convert colours a little differently"""
@@ -65,7 +65,7 @@ def _pyav_fault(file: Path, meant: Written, whole: bool) -> str:
                 return f"it is {stream.codec_context.width}x{stream.codec_context.height}"
         with av.open(str(file)) as container:
             stream = container.streams.video[0]
-            stream.codec_context.options = {"skip_loop_filter": "bidir"}  # a thumbnail does not show it
+            stream.codec_context.options = SMALL
             first, last, count = _ends(container, stream, stamps[-1] / base, whole)
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
         return f"PyAV cannot read it: {error}"

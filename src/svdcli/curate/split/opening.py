@@ -32,6 +32,8 @@ FORMATS = (
 )
 """formats that hold moving pictures themselves, as ffmpeg calls them: no playlists, no text, no still pictures"""
 HINT = "Give a video such as mp4, mov, mkv, webm, avi or gif."
+SMALL = {"skip_loop_filter": "bidir"}
+"""how to decode what is looked at small: B frames are not deblocked, a fifth of the time for what cannot be seen then"""
 _HELD_BACK = 2  # frames, while stamps that come in a wrong order are put right
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from svdcli.curate.proxy import KEY_SIDE, SMALL_FPS, SMALL_SIDE
-from svdcli.curate.split.opening import Picture, Shown, Ticks, frames, opened
+from svdcli.curate.split.opening import SMALL, Picture, Shown, Ticks, frames, opened
 from svdcli.curate.split.probe import Probe, square_size, usual_step
 from svdcli.curate.split.samples import Crop, Samples
 from svdcli.curate.split.transnet import probabilities
@@ -28,10 +28,7 @@ from svdcli.errors import InputError
 from svdcli.recipe.curation import Split
 
 THUMB = 4  # pixels a side of the thumbnail by which a frame is known again
-_DECODING = {
-    "err_detect": "explode",  # else damage passes unseen
-    "skip_loop_filter": "bidir",  # a fifth of the time, for what cannot be seen once the picture is small
-}
+_DECODING = {"err_detect": "explode", **SMALL}  # else damage passes unseen
 _SUDDEN = 8.0  # levels of 255 by which the average pixel changes beside a possible cut
 _BAR = 28  # luma, of 255, up to which a row or column may be part of a black bar
 
