@@ -150,13 +150,7 @@ def condition(
 
     mask: (1, h, w), 1 where the pictures may move, absent: everywhere; a network that takes none is told none.
     """
-    noise = NoiseSource(seeds, tuple(pictures.shape[1:]), "augment").draw()
-    augment = torch.full((len(seeds),), sampling.augment)
-    with residence.use("image_encoder") as image_encoder:
-        embedding = image_encoder(pictures.to(residence.device)).to(residence.dtype)
-    with residence.use("vae") as vae:
-        noisy = augment_picture(pictures, noise, augment).to(residence.device, dtype_of(vae.encoder))
-        latents = vae.encode(noisy[:, None])[:, 0].to(residence.dtype)
+    embedding, latents, augment = look_at(residence, pictures, seeds, sampling)
     fps, bucket = (torch.full((len(seeds),), value) for value in (sampling.fps, sampling.motion_bucket))
     moving = None
     if residence.unet_config.takes_mask:
@@ -165,11 +159,28 @@ def condition(
 
 
 @torch.inference_mode()
-def encode_clean(residence: Residence, pictures: Tensor) -> Tensor:
-    """Pictures (T, 3, H, W) in [-1, 1] -> scaled latents (T, c, h, w), float32, on the CPU."""
+def look_at(
+    residence: Residence, pictures: Tensor, seeds: list[int], sampling: Sampling
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures (B, 3, H, W) in [-1, 1] -> their embeddings, their unscaled latents (B, c, h, w) once they are noised, and the
+    σ of that noise (B,)."""
+    noise = NoiseSource(seeds, tuple(pictures.shape[1:]), "augment").draw()
+    augment = torch.full((len(seeds),), sampling.augment)
+    with residence.use("image_encoder") as image_encoder:
+        embedding = image_encoder(pictures.to(residence.device)).to(residence.dtype)
     with residence.use("vae") as vae:
-        latents = vae.encode(pictures[None].to(residence.device, dtype_of(vae.encoder)))[0]
-        return latents.float().cpu() * vae.config.scaling_factor
+        noisy = augment_picture(pictures, noise, augment).to(residence.device, dtype_of(vae.encoder))
+        latents = vae.encode(noisy[:, None])[:, 0].to(residence.dtype)
+    return embedding, latents, augment
+
+
+@torch.inference_mode()
+def encode_clean(residence: Residence, pictures: Tensor, chunk: int | None = None) -> Tensor:
+    """Pictures (T, 3, H, W) in [-1, 1] -> scaled latents (T, c, h, w), float32, on the CPU; `chunk` of them at a time."""
+    with residence.use("vae") as vae:
+        where, parts = (residence.device, dtype_of(vae.encoder)), pictures.split(chunk or len(pictures))
+        latents = torch.cat([vae.encode(part[None].to(*where))[0].float().cpu() for part in parts])
+        return latents * vae.config.scaling_factor
 
 
 @torch.inference_mode()

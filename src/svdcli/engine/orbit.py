@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svdcli.diffusion.noise import NoiseSource
-from svdcli.engine.generate import Sampling, dtype_of
+from svdcli.engine.generate import Sampling, look_at
 from svdcli.engine.memory import Residence
 from svdcli.errors import UsageError
-from svdcli.model.conditioning import Conditioning, augment_picture, condition_on_view
+from svdcli.model.conditioning import Conditioning, condition_on_view
 from svdcli.multiview.cameras import Orbit
 
 POSES = {"none": 0, "elevation": 1, "path": 2}
@@ -56,13 +55,7 @@ def condition_orbits(
     sampling: Sampling,
 ) -> Conditioning:
     """Pictures (B, 3, H, W) in [-1, 1] and the orbit around each -> what the network is told; the seeds pin the augmentation."""
-    noise = NoiseSource(seeds, tuple(pictures.shape[1:]), "augment").draw()
-    augment = torch.full((len(seeds),), sampling.augment)
-    with residence.use("image_encoder") as image_encoder:
-        embedding = image_encoder(pictures.to(residence.device)).to(residence.dtype)
-    with residence.use("vae") as vae:
-        noisy = augment_picture(pictures, noise, augment).to(residence.device, dtype_of(vae.encoder))
-        latents = vae.encode(noisy[:, None])[:, 0].to(residence.dtype)
+    embedding, latents, augment = look_at(residence, pictures, seeds, sampling)
     return condition_on_view(embedding, latents, augment, together([angles_of(pose, o) for o in orbits]))
 
 

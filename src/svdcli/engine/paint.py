@@ -11,7 +11,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,7 @@ class Painted:
     def tell(self, residence: Residence, seed: int, sampling: Sampling) -> Told:
         told = Still(self.picture, self.fit).tell(residence, seed, sampling)
         own = {"prompt": self.text, "picture": str(self.picture), "image_seed": self.seed}
-        return Told(
-            told.conditioning, told.sampling, {**told.facts, **own, **self.painter.facts()}, told.picture
-        )
+        return replace(told, facts={**told.facts, **own, **self.painter.facts()})
 
 
 def find_painter(ref: str, steps: int | None, guidance: float | None, negative: str) -> Painter:
