@@ -196,18 +196,16 @@ def _result(recipe: Recipe) -> Path:
 
 
 def _next(recipe: Recipe) -> str:
+    from svdcli.engine.card import SAMPLED
+
     if recipe.task.kind == "vae":
         return f"svd train RECIPE --set task.vae={recipe.run.folder}   (an i2v recipe, upon this autoencoder)"
-    if recipe.task.kind == "multiview":
-        return f"svd sample object.png --orbit --bundle {_result(recipe)}"
-    if recipe.task.kind == "interp":
-        return f"svd sample clip.mp4 --interpolate --bundle {_result(recipe)}"
+    words = SAMPLED[recipe.task.kind]
     if recipe.adapter is not None:
-        made_of = "photo.png" if recipe.task.kind == "i2v" else '--prompt "..."'
-        return f"svd sample {made_of} --lora {_result(recipe)} --bundle {getattr(recipe.task, 'start', None)}"
+        return f"svd sample {words} --lora {_result(recipe)} --bundle {getattr(recipe.task, 'start', None)}"
     if recipe.task.kind in ("t2i", "t2v"):
         following = "t2v" if recipe.task.kind == "t2i" else "t2v or i2v"
         return (
             f"svd train RECIPE --set task.start={_result(recipe)}   (a {following} recipe, upon this model)"
         )
-    return f"svd sample photo.png --bundle {_result(recipe)}"
+    return f"svd sample {words} --bundle {_result(recipe)}"

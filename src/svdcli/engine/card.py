@@ -22,6 +22,7 @@ PIPELINES = {
     "t2v": "text-to-video",
     "t2i": "text-to-image",
     "interp": "video-to-video",
+    "multiview": "image-to-video",
 }
 """What the hub calls our tasks."""
 TEACHES = {
@@ -29,7 +30,16 @@ TEACHES = {
     "t2v": "words become a video",
     "t2i": "words become a picture",
     "interp": "the frames between two, or a clip at four times its frame rate",
+    "multiview": "a picture of an object becomes an orbit around it",
 }
+SAMPLED = {
+    "i2v": "photo.png",
+    "t2v": '--prompt "..."',
+    "t2i": '--prompt "..."',
+    "interp": "clip.mp4 --interpolate",
+    "multiview": "object.png --orbit",
+}
+"""What `svd sample` makes something of with each."""
 STABILITY = "stabilityai-ai-community"
 PATHS = ("data.source", "run.folder", "task.start", "task.vae", "task.text", "task.image_encoder")
 
@@ -136,14 +146,7 @@ def _licence(base: str) -> str:
 
 
 def _use(recipe: Recipe, repo: str, base: str) -> list[str]:
-    kind = recipe.task.kind
-    words = (
-        '--prompt "..."'
-        if kind in ("t2v", "t2i")
-        else "clip.mp4 --interpolate"
-        if kind == "interp"
-        else "photo.png"
-    )
+    words = SAMPLED.get(recipe.task.kind, SAMPLED["i2v"])
     if recipe.adapter is None:
         return ["```sh", f"svd models pull {repo}", f"svd sample {words} --bundle {repo}", "```"]
     lora = f"svd sample {words} --lora {LORA}:0.8 --bundle {_repo_of(base) or PurePath(base).name}"
