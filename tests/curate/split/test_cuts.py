@@ -80,6 +80,11 @@ def test_a_flash_over_something_that_moves_fast_is_no_cut(start: int, shared: Pa
     assert not found(edits.flash(hand, 30, 2, 0.95))
 
 
+@pytest.mark.parametrize("name, start", [("tuneavideo__man-skiing.mp4", 0), ("sam2__03_blocks.mp4", 190)])
+def test_what_moves_fast_over_half_the_picture_is_no_wipe(name: str, start: int, shared: Path) -> None:
+    assert not found(edits.shot_of(shared / "videos" / name, 60, start))
+
+
 def test_a_flash_does_not_hide_a_cut_nearby() -> None:
     edit = edits.Edit().cut(edits.flash(edits.actors(5, 60), 30)).cut(edits.actors(8, 40))
     assert hard(found(edit.frames)) == [60]
