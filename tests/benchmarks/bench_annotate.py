@@ -9,6 +9,7 @@ as no tower can be had offline: its cost is right, its scores are not looked at.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from svdcli.curate.annotate import Annotator, View
 from svdcli.curate.annotate.clip_embedding import ClipTowers
 from svdcli.curate.annotate.registry import annotators
+from svdcli.curate.course import CourseMeter
 from svdcli.curate.proxy import Proxy
 from svdcli.curate.rows import CutClip
 from svdcli.io.video import write_video
@@ -84,8 +86,15 @@ def make_view(folder: Path, seed: int) -> View:
     shape = {"width": WIDTH, "height": HEIGHT, "num_frames": len(frames), "fps": float(FPS)}
     span = {"start_pts": 0, "end_pts": len(frames), "start": 0.0, "end": float(SECONDS)}
     ways = {"opens": "start", "closes": "end", "confidence": 1.0, "method": "encode"}
-    clip = CutClip(id=str(seed), source="s", path=path.name, size=0, digest="", **shape, **span, **ways)  # type: ignore[arg-type]
-    return View(clip, path, Proxy(np.array(picked) / FPS, small, keys), {})
+    meter = CourseMeter()
+    for frame in frames:
+        meter.push(
+            cv2.cvtColor(cv2.resize(frame, (114, 64), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        )
+    course = meter.course(0, len(frames), np.arange(len(frames)) / FPS)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    clip = CutClip(id=str(seed), source="s", path=path.name, size=0, digest=digest, **shape, **span, **ways)  # type: ignore[arg-type]
+    return View(clip, path, Proxy(np.array(picked) / FPS, small, keys, course), {})
 
 
 if __name__ == "__main__":

@@ -60,9 +60,9 @@ def ours(file: Path) -> None:
         found = probe(file)
         seen = scan(file, found, Split(), Path(folder))
         with seen.samples.file:
-            clip_proxy(
-                seen.samples, found.source, int(seen.stamps[0]), int(seen.ends[-1]), (0, 0, 0, 0), Split()
-            )
+            start, end = int(seen.stamps[0]), int(seen.ends[-1])
+            course = seen.course(start, end, found.source.time_base)
+            clip_proxy(seen.samples, course, found.source, start, end, (0, 0, 0, 0), Split())
 
 
 def scripts(file: Path) -> None:

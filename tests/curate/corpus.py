@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from svdcli.curate import tables
+from svdcli.curate.course import Course
 from svdcli.curate.proxy import Proxy
 from svdcli.curate.rows import CutClip, Source, clip_id
 from svdcli.recipe.curation import load_curation
@@ -98,7 +99,8 @@ def write_files(folder: Path, row: CutClip, video: bytes, seed: int = 0) -> None
     path.write_bytes(video)
     proxy = folder / "proxies" / row.id[:2] / f"{row.id}.npz"
     proxy.parent.mkdir(parents=True, exist_ok=True)
-    Proxy(np.arange(5) / 2, frames, frames[[0, 2, 4]]).save(proxy)
+    course = Course(*np.zeros((4, 5)))
+    Proxy(np.arange(5) / 2, frames, frames[[0, 2, 4]], course).save(proxy)
 
 
 def write_whole(

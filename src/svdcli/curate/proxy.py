@@ -1,4 +1,4 @@
-"""The proxy of a clip: its small frames and its three key frames, kept so that annotators decode nothing again."""
+"""The proxy of a clip: small frames, three key frames, and how it goes by, kept so that annotators decode nothing again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from svdcli.curate.course import Course
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
 
@@ -32,12 +33,16 @@ class Proxy:
     keys: np.ndarray
     """(3, H, W, 3) uint8 sRGB, shortest side KEY_SIDE at most: the kept pictures nearest to the first, middle and last frame,
     as a rule within a quarter of a second; kept as JPEG"""
+    course: Course
+    """of all its frames"""
 
     def save(self, path: Path) -> None:
         """Write it whole or not at all; the same proxy makes the same bytes."""
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             keys: dict[str, Any] = {f"key_{place}": jpeg(key) for place, key in enumerate(self.keys)}
-            np.savez_compressed(file, times=self.times, small=self.small, **keys)
+            np.savez_compressed(
+                file, times=self.times, small=self.small, course=self.course.as_array(), **keys
+            )
 
     @classmethod
     def load(cls, path: Path) -> Proxy:
@@ -45,7 +50,7 @@ class Proxy:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 keys = np.stack([from_jpeg(arrays[f"key_{place}"]) for place in range(3)])
-                return cls(arrays["times"], arrays["small"], keys)
+                return cls(arrays["times"], arrays["small"], keys, Course.from_array(arrays["course"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
                 f"The proxy {path} cannot be read: {error}.", "Run svd curate split again."

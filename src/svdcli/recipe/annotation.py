@@ -52,13 +52,6 @@ class Text(Section):
     """boxes that the detector is less sure of are left out"""
 
 
-class Quality(Section):
-    """Technical faults."""
-
-    side: Annotated[int, Field(ge=32)] = 64
-    """shortest side of the pictures that freezes and flicker are looked for in, pixels"""
-
-
 class ClipModel(Section):
     """The CLIP model that embeds key frames and captions."""
 
@@ -144,7 +137,6 @@ class Annotate(Section):
     motion: Motion = Motion()
     camera: Camera = Camera()
     text: Text = Text()
-    quality: Quality = Quality()
     clip: ClipModel = ClipModel()
     aesthetic: Aesthetic = Aesthetic()
     captions: Captions = Captions()

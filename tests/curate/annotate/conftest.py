@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from svdcli.curate.annotate import View
+from svdcli.curate.course import Course, CourseMeter
 from svdcli.curate.proxy import KEY_SIDE, SMALL_FPS, SMALL_SIDE, Proxy
 from svdcli.curate.rows import CutClip
 from svdcli.io.video import write_video
@@ -42,6 +44,13 @@ def make_view(tmp_path: Path) -> MakeView:
     return make
 
 
+def course_of(frames: Frames, fps: float) -> Course:
+    meter = CourseMeter()
+    for frame in frames:
+        meter.push(cv2.cvtColor(scaled(frame, SMALL_SIDE), cv2.COLOR_RGB2GRAY))
+    return meter.course(0, len(frames), np.arange(len(frames)) / fps)
+
+
 def view_of(name: str, path: Path, frames: Frames, fps: float, scores: Any) -> View:
     count = max(2, int((len(frames) - 1) / fps * SMALL_FPS + 1e-9) + 1)
     picked = sorted(
@@ -52,6 +61,7 @@ def view_of(name: str, path: Path, frames: Frames, fps: float, scores: Any) -> V
         np.array(picked) / fps,
         np.stack([scaled(frames[i], SMALL_SIDE) for i in picked]),
         np.stack([scaled(key, KEY_SIDE) for key in keys]),
+        course_of(frames, fps),
     )
     height, width = frames.shape[1:3]
     return View(
@@ -67,7 +77,7 @@ def view_of(name: str, path: Path, frames: Frames, fps: float, scores: Any) -> V
             confidence=1.0,
             path=f"clips/{name}.mp4",
             size=0,
-            digest="",
+            digest=hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "",
             width=width,
             height=height,
             num_frames=len(frames),

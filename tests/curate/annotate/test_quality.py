@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +27,7 @@ def good(scenes: ModuleType) -> Frames:
 @pytest.fixture
 def measure(make_view: Any) -> Any:
     def run(frames: Frames) -> dict[str, Any]:
-        return QualityAnnotator(64).annotate([make_view("a", frames, FPS, write=True)])[0]
+        return QualityAnnotator().annotate([make_view("a", frames, FPS, write=True)])[0]
 
     return run
 
@@ -63,7 +61,7 @@ def test_flicker_is_brightness_to_and_fro(measure: Any, good: Frames) -> None:
     assert row["flicker"] == pytest.approx(20 / 255, rel=0.2)
     fade = np.linspace(0, 1, len(good))[:, None, None, None]
     assert measure((good * fade).astype(np.uint8))["flicker"] < 2e-3
-    assert flicker(good[:2]) == 0
+    assert flicker(np.array([0.0, 255.0])) == 0
 
 
 def test_black_is_a_share_of_the_time(measure: Any, good: Frames) -> None:
@@ -96,30 +94,15 @@ def test_blur_rises_with_the_radius(scenes: ModuleType) -> None:
     assert blur(np.full((3, 90, 160, 3), 80, np.uint8)) is None
 
 
-def test_damage_reaches_to_the_next_keyframe(make_view: Any, good: Frames) -> None:
+def test_a_file_that_is_not_what_was_cut_is_an_input_error(make_view: Any, good: Frames) -> None:
     view = make_view("a", good, FPS, write=True)
-    with av.open(str(view.video)) as container:
-        place = [packet.pos for packet in container.demux(video=0)][20]
-    data = bytearray(view.video.read_bytes())
-    data[place + 10 : place + 110] = b"\x5a" * 100
-    view.video.write_bytes(bytes(data))
-    row = QualityAnnotator(64).annotate([view])[0]
-    assert row["damage"] == pytest.approx(
-        0.5, abs=0.05
-    )  # one keyframe, at the start: the second half leans on it
-
-
-def test_a_truncated_file_lacks_frames(make_view: Any, good: Frames, tmp_path: Path) -> None:
-    view = make_view("a", good, FPS, write=True)
-    short = make_view("b", good[:30], FPS, write=True)
-    view.video.write_bytes(short.video.read_bytes())
-    assert QualityAnnotator(64).annotate([view])[0]["damage"] == pytest.approx(0.25)
-
-
-def test_no_video_is_an_input_error(make_view: Any, good: Frames) -> None:
-    view = make_view("a", good, FPS)
-    for content in (None, b"", b"no video at all" * 100):
-        if content is not None:
-            view.video.write_bytes(content)
-        with pytest.raises(InputError, match="a.mp4"):
-            QualityAnnotator(64).annotate([view])
+    QualityAnnotator().annotate([view])
+    content = bytearray(view.video.read_bytes())
+    content[len(content) // 2] ^= 1
+    for changed in (content, content[:-1], b""):
+        view.video.write_bytes(bytes(changed))
+        with pytest.raises(InputError, match=r"a\.mp4 has changed since it was cut"):
+            QualityAnnotator().annotate([view])
+    view.video.unlink()
+    with pytest.raises(InputError, match=r"a\.mp4 cannot be read"):
+        QualityAnnotator().annotate([view])

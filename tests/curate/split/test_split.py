@@ -269,6 +269,11 @@ def test_the_proxy_shows_the_clip(tmp_path: Path) -> None:
     for key, number in zip(proxy.keys, (30, None, 59), strict=True):
         if number is not None:
             assert np.abs(key.astype(float) - edit.frames[number]).mean() < 12
+    course = proxy.course
+    assert len(course.times) == clip.num_frames and course.times[0] == 0 == course.change[0]
+    assert course.times[-1] == pytest.approx((clip.num_frames - 1) / clip.fps, abs=1e-4)
+    shown = np.stack(edit.frames[30:60]).mean((1, 2)) @ (0.299, 0.587, 0.114)
+    assert np.abs(course.light - shown).max() < 4
 
 
 # --- the check ---

@@ -26,7 +26,7 @@ def annotators(settings: Annotate, device: str = "auto") -> list[Annotator]:
         "motion": _motion(settings, device),
         "camera": CameraAnnotator(settings.camera.still),
         "text": TextAnnotator(settings.text.side, settings.text.confidence),
-        "quality": QualityAnnotator(settings.quality.side),
+        "quality": QualityAnnotator(),
         "duplicates": DuplicatesAnnotator(),
         **_with_models(settings, device),
     }

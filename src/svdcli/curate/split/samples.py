@@ -8,6 +8,7 @@ from typing import IO
 
 import numpy as np
 
+from svdcli.curate.course import Course
 from svdcli.curate.proxy import Proxy, from_jpeg, jpeg
 from svdcli.curate.rows import Source
 from svdcli.curate.split.opening import Picture
@@ -66,8 +67,10 @@ class Samples:
         return range(nearest, nearest + 1)
 
 
-def clip_proxy(samples: Samples, source: Source, start: int, end: int, crop: Crop, settings: Split) -> Proxy:
-    """The proxy of a clip that begins and ends at these ticks."""
+def clip_proxy(
+    samples: Samples, course: Course, source: Source, start: int, end: int, crop: Crop, settings: Split
+) -> Proxy:
+    """The proxy of a clip that begins and ends at these ticks, and goes by like that."""
     within = samples.within(start, end)
     stamps = np.array([samples.stamps[number] for number in within])
     middle = within[int(np.argmin(np.abs(stamps - (start + end) / 2)))]
@@ -86,6 +89,7 @@ def clip_proxy(samples: Samples, source: Source, start: int, end: int, crop: Cro
         times=np.array([max(0.0, float((samples.stamps[n] - start) * source.time_base)) for n in chosen]),
         small=np.stack([ready(samples.small(number)) for number in chosen]),
         keys=np.stack([ready(samples.key(number)) for number in (within[0], middle, within[-1])]),
+        course=course,
     )
 
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from svdcli.curate.course import Course, CourseMeter
 from svdcli.curate.proxy import KEY_SIDE, SMALL_FPS, SMALL_SIDE
 from svdcli.curate.split.opening import SMALL, Picture, Shown, Ticks, frames, opened
 from svdcli.curate.split.probe import Probe, square_size, usual_step
@@ -53,6 +54,13 @@ class Scan:
     """(N, 4, 4, 3) sRGB"""
     cuts: list[Cut]
     samples: Samples
+    meter: CourseMeter
+    """has taken all N"""
+
+    def course(self, start: int, end: int, base: Fraction) -> Course:
+        """Of the frames at start <= tick < end."""
+        first, last = np.searchsorted(self.stamps, [start, end]).tolist()
+        return self.meter.course(first, last, np.asarray(self.stamps[first:last] * float(base), np.float64))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,6 +98,7 @@ class _Scanner:
         self.next_sample: Fraction = Fraction(found.source.start_pts)
         self.rows: list[tuple[int, bool, bool, int, int]] = []
         self.thumbs = bytearray()
+        self.meter = CourseMeter()
         self.before: Shown | None = None
         self.scaler: Scaler | None = None
 
@@ -108,6 +117,7 @@ class _Scanner:
             )
         small = self.scaler(frame)
         tiny = np.asarray(cv2.resize(small, TINY, interpolation=cv2.INTER_AREA), np.uint8)
+        self.meter.push(sampled(frame, small.shape[1], small.shape[0]))
         change, peak = self.finder.push(shown.stamp, tiny)
         self.rows.append((shown.stamp, frame.key_frame, shown.damaged, peak, int(tiny.max())))
         self.thumbs += cv2.resize(tiny, (THUMB, THUMB), interpolation=cv2.INTER_AREA).tobytes()
@@ -140,6 +150,7 @@ class _Scanner:
             thumbs=np.frombuffer(bytes(self.thumbs), np.uint8).reshape(-1, THUMB, THUMB, 3),
             cuts=[cut for cut in self.finder.finish() if cut.confidence >= 0.5],
             samples=self.samples,
+            meter=self.meter,
         )
 
 
@@ -170,6 +181,13 @@ def shrunk(width: int, height: int, aspect: Fraction, side: int) -> tuple[int, i
     width, height = square_size(width, height, aspect)
     scale = min(1.0, side / min(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def sampled(frame: Any, width: int, height: int) -> Picture:
+    """A PyAV frame -> (height, width), brightness of pixels here and there."""
+    return np.ascontiguousarray(
+        frame.reformat(width=width, height=height, format="gray", interpolation="FAST_BILINEAR").to_ndarray()
+    )
 
 
 def black_bars(frame: Any) -> Crop | None:

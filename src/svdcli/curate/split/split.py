@@ -210,4 +210,5 @@ def _row(source: Source, plan: _Plan, meant: Written, key: str, path: Path, cont
 
 
 def _proxy(seen: Scan, source: Source, plan: _Plan, clip: CutClip, settings: Split) -> Proxy:
-    return clip_proxy(seen.samples, source, plan.start, plan.end, plan.crop, settings)
+    course = seen.course(plan.start, plan.end, source.time_base)
+    return clip_proxy(seen.samples, course, source, plan.start, plan.end, plan.crop, settings)
