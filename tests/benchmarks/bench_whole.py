@@ -1,12 +1,14 @@
-"""A whole curation beside plain scripts doing the same: cuts, clips, key frames, motion and text of a 720p video.
+"""A whole curation beside plain scripts doing the same: cuts, clips, key frames, motion, quality and text of a 720p video.
 
     python tests/benchmarks/bench_whole.py [VIDEO ...]
 
-Ours: `split_source` (which also opens every clip again and trims, and measures damage) and the annotators motion and text.
-Scripts: PySceneDetect's adaptive detector; ffmpeg, copying or encoding each scene; for each clip OpenCV, decoding it again
-for Farneback's flow at 2 fps, and seeking its first, middle and last frame; and rapidocr's detector on these. CPU-seconds
-of this process and its children, in one thread, so other work on the machine matters little; minima of three runs. Where
-keyframes lie near the cuts clips are copied here too; where they lie far apart clips are encoded again, to begin at the cut.
+Ours: `split_source` (which opens every clip again in PyAV and decord, trims, and finds damage) and the annotators motion,
+quality and text. Scripts: PySceneDetect's adaptive detector; ffmpeg, copying or encoding each scene; PyAV counting its
+frames and decord showing its ends; for each clip OpenCV, decoding it again for Farneback's flow at 2 fps and, in the same
+pass, for black, frozen and flickering frames; seeking its first, middle and last frame; and rapidocr's detector on these.
+CPU-seconds of this process and its children, in one thread, so other work on the machine matters little; minima of three
+runs. Where keyframes lie near the cuts clips are copied here too; where they lie far apart clips are encoded again, to
+begin at the cut.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pathlib import Path  # noqa: E402
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
-from bench_scan import made  # noqa: E402
+from bench_scan import made as drawn  # noqa: E402
 
 from svdcli.curate.annotate import Annotator, View  # noqa: E402
 from svdcli.curate.annotate.registry import annotators  # noqa: E402
@@ -51,18 +53,19 @@ class Clock:
         self.last = now
 
 
-def ours(video: Path, folder: Path, motion: Annotator, text: Annotator) -> Clock:
+def ours(video: Path, folder: Path, made: dict[str, Annotator]) -> Clock:
     clock = Clock()
     clips = split_source(video, folder, Split()).clips
-    clock("cuts, clips, key frames")
+    clock("cuts, clips, check, key frames")
     proxies = (folder / "proxies" / clip.id[:2] / f"{clip.id}.npz" for clip in clips)
     views = [
         View(clip, folder / clip.path, Proxy.load(proxy), {})
         for clip, proxy in zip(clips, proxies, strict=True)
     ]
-    motion.annotate(views)
-    clock("motion")
-    text.annotate(views)
+    made["motion"].annotate(views)
+    made["quality"].annotate(views)
+    clock("motion, quality")
+    made["text"].annotate(views)
     clock("text")
     return clock
 
@@ -72,7 +75,7 @@ def scripts(video: Path, folder: Path, text: TextAnnotator, encode: bool) -> Clo
 
     clock = Clock()
     scenes = scenedetect.detect(str(video), scenedetect.AdaptiveDetector(), start_in_scene=True)
-    clock("cuts, clips, key frames")
+    clock("cuts, clips, check, key frames")
     how = (
         ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-threads", "1"]
         if encode
@@ -84,12 +87,14 @@ def scripts(video: Path, folder: Path, text: TextAnnotator, encode: bool) -> Clo
         span = ["-ss", f"{start.seconds}", "-threads", "1", "-i", str(video)]
         length = ["-t", f"{end.seconds - start.seconds}", "-an"]
         subprocess.run([_ffmpeg(), "-v", "error", *span, *length, *how, str(clips[-1])], check=True)
-    clock("cuts, clips, key frames")
     for clip in clips:
-        flow_of(clip)
-    clock("motion")
+        open_again(clip)
+    clock("cuts, clips, check, key frames")
+    for clip in clips:
+        measure(clip)
+    clock("motion, quality")
     keys = [key_frames(clip) for clip in clips]
-    clock("cuts, clips, key frames")
+    clock("cuts, clips, check, key frames")
     for pictures in keys:
         for picture in pictures:
             text.boxes(picture)
@@ -97,14 +102,32 @@ def scripts(video: Path, folder: Path, text: TextAnnotator, encode: bool) -> Clo
     return clock
 
 
-def flow_of(clip: Path) -> float:
-    """Mean flow at 2 fps of frames whose shortest side is 16."""
+def open_again(clip: Path) -> tuple[int, np.ndarray]:
+    """The frames that PyAV decodes, and what decord shows at both ends."""
+    import av
+    import decord
+
+    with av.open(str(clip)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        count = sum(1 for _ in container.decode(video=0))
+    video = decord.VideoReader(str(clip), num_threads=1)
+    return count, video.get_batch([0, len(video) - 1]).asnumpy()
+
+
+def measure(clip: Path) -> tuple[float, np.ndarray]:
+    """Mean flow at 2 fps of frames whose shortest side is 16; of every frame brightness and change."""
     reader = cv2.VideoCapture(str(clip))
     step = max(1, round(reader.get(cv2.CAP_PROP_FPS) / 2))
     number, before, speeds = 0, None, []
+    rows: list[tuple[float, float]] = []
+    last: np.ndarray | None = None
     while reader.grab():
+        picture = reader.retrieve()[1]
+        scale = 64 / min(picture.shape[:2])
+        look = cv2.cvtColor(cv2.resize(picture, None, fx=scale, fy=scale), cv2.COLOR_BGR2GRAY)
+        rows.append((float(look.mean()), 0.0 if last is None else float(cv2.absdiff(look, last).mean())))
+        last = look
         if number % step == 0:
-            picture = reader.retrieve()[1]
             scale = 16 / min(picture.shape[:2])
             small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
@@ -113,7 +136,7 @@ def flow_of(clip: Path) -> float:
                 speeds.append(float(np.linalg.norm(flow, axis=-1).mean()))
             before = grey
         number += 1
-    return float(np.mean(speeds)) if speeds else 0.0
+    return float(np.mean(speeds)) if speeds else 0.0, np.array(rows)
 
 
 def key_frames(clip: Path) -> list[np.ndarray]:
@@ -133,20 +156,22 @@ def key_frames(clip: Path) -> list[np.ndarray]:
 def main() -> None:
     cv2.setNumThreads(1)
     settings = Annotate()
-    motion, text = (one for one in annotators(settings, "cpu") if one.name in ("motion", "text"))
+    names = ("motion", "quality", "text")
+    made = {one.name: one for one in annotators(settings, "cpu") if one.name in names}
+    text = made["text"]
     assert isinstance(text, TextAnnotator)
     text.boxes(np.zeros((64, 64, 3), np.uint8))  # its model is loaded before anything is timed
     with tempfile.TemporaryDirectory() as name:
         given = [Path(argument) for argument in sys.argv[1:]]
-        for video in given or [made(Path(name), gop=51), made(Path(name), gop=251)]:
-            compare(video, motion, text)
+        for video in given or [drawn(Path(name), gop=51), drawn(Path(name), gop=251)]:
+            compare(video, made, text)
 
 
-def compare(video: Path, motion: Annotator, text: TextAnnotator) -> None:
+def compare(video: Path, made: dict[str, Annotator], text: TextAnnotator) -> None:
     source = probe(video).source
     print(f"{video.name}: {source.width}x{source.height}, {source.seconds:.1f} s, CPU-seconds")
     ways: dict[str, Callable[[Path], Clock]] = {
-        "svdcli": lambda folder: ours(video, folder, motion, text),
+        "svdcli": lambda folder: ours(video, folder, made),
         "scripts, ffmpeg copying": lambda folder: scripts(video, folder, text, encode=False),
         "scripts, ffmpeg encoding": lambda folder: scripts(video, folder, text, encode=True),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from svdcli.engine.tasks.parts import load_vae
 from svdcli.errors import InputError
+from svdcli.model import layouts
+from svdcli.model.bundle import open_bundle
 from svdcli.model.image_vae import FIRST_NAMES
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -62,6 +65,52 @@ def test_it_encodes_and_decodes_as_diffusers_does(old_names: bool, tmp_path: Pat
         assert any(".query." in name for name in tensors)
         save_file(tensors, tmp_path / WEIGHTS)
     assert max(compare(tmp_path, theirs)) <= 1e-5
+
+
+def in_one_file(theirs: nn.Module) -> dict[str, Tensor]:
+    """Its tensors by the names of Stability's files, where the attention is of 1x1 convolutions."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    levels, single = len(theirs.config.block_out_channels), {}  # type: ignore[union-attr, arg-type]
+    for name, tensor in theirs.state_dict().items():
+        new = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", name)
+        new = re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{levels - 1 - int(m[1])}.block", new)
+        new = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", new)
+        new = re.sub(
+            r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", new
+        )
+        new = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", new)
+        new = new.replace("mid_block.attentions.0", "mid.attn_1").replace("conv_shortcut", "nin_shortcut")
+        new = new.replace("conv_norm_out", "norm_out").replace("group_norm", "norm")
+        for letter in "qkv":
+            new = new.replace(f"to_{letter}", letter)
+        new = new.replace("to_out.0", "proj_out")
+        matrix = ".attn_1." in new and new.endswith("weight") and tensor.ndim == 2
+        single["first_stage_model." + new] = (tensor[..., None, None] if matrix else tensor).contiguous()
+    read = convert_ldm_vae_checkpoint(dict(single), dict(theirs.config))  # type: ignore[arg-type]
+    assert set(read) == set(theirs.state_dict())
+    assert all(torch.equal(read[name], tensor) for name, tensor in theirs.state_dict().items())
+    return single
+
+
+def test_one_file_of_stability_loads(tmp_path: Path) -> None:
+    """SD 2.1 in one file, whose autoencoder has no temporal layers; its names are those that diffusers' converter reads."""
+    from diffusers import UNet2DConditionModel
+
+    theirs = make(tmp_path)
+    kinds = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    unet = UNet2DConditionModel(
+        block_out_channels=(64, 64),
+        down_block_types=kinds[0],
+        up_block_types=kinds[1],
+        attention_head_dim=1,
+        use_linear_projection=True,
+    )
+    names = layouts.unet_names({**unet.config}, unet.state_dict())
+    networks = {names[name]: tensor for name, tensor in unet.state_dict().items()}
+    save_file(in_one_file(theirs) | networks, tmp_path / "v2-1.safetensors")
+    assert open_bundle(tmp_path / "v2-1.safetensors").task == "image"
+    assert max(compare(tmp_path / "v2-1.safetensors", theirs)) <= 1e-5
 
 
 def test_its_scaling_factor_comes_along(tmp_path: Path) -> None:
