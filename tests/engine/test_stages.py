@@ -234,7 +234,7 @@ def test_the_loss_of_one_batch_falls(make: Callable[..., Any], kind: dict[str, A
     task = make(kind)
     batch, optimizer, losses = (
         task.batch([0, 0, 0, 0]),
-        torch.optim.AdamW(task.network.parameters(), 1e-2),
+        torch.optim.AdamW(task.network.parameters(), 3e-3),
         [],
     )
     for _ in range(16):
