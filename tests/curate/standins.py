@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from svdcli.curate.journal import SPLIT, Entry
+from svdcli.curate.run.workers import Outcome
 from svdcli.errors import InputError, MachineError
+from svdcli.io.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,30 @@ class Behave:
             print("noise")
             os.write(2, b"noise")
         return f"did {item}"
+
+
+@dataclass(frozen=True)
+class KilledAmid:
+    """A stage whose every item dies while it writes a clip."""
+
+    folder: str
+
+    def open(self) -> Callable[[Any, Callable[[float], None]], Any]:
+        return self.handle
+
+    def handle(self, item: Any, tell: Callable[[float], None]) -> Any:
+        with atomic_path(Path(self.folder) / "clips" / f"{item}.mp4") as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def stage(self, item: Any) -> str:
+        return SPLIT
+
+    def entries(self, outcome: Outcome) -> list[Entry]:
+        return [Entry(SPLIT, outcome.item, outcome.item, "failed", outcome.reason)]
+
+    def parts(self, item: Any) -> Sequence[Any]:
+        return ()
+
+    def keys(self, item: Any) -> Sequence[str]:
+        return [item]

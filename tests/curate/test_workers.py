@@ -11,12 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from svdcli.curate.run.engines import engine
 from svdcli.curate.run.workers import Limits, Outcome, Pool
 from svdcli.errors import MachineError
+from svdcli.recipe.curation import Executor
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-from standins import Behave  # noqa: E402
+from standins import Behave, KilledAmid  # noqa: E402
 
 
 def work(items: list[str], folder: Path, workers: int = 2, **limits: float) -> dict[str, Outcome]:
@@ -48,6 +50,17 @@ def test_a_hanging_child_dies_with_all_that_it_started(tmp_path: Path) -> None:
     assert found["a"].value == "did a"
     pid = int((tmp_path / "grandchild").read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_a_lost_child_was_writing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "whole.mp4").write_bytes(b"whole")
+    executor = Executor(workers=1)
+    with engine(KilledAmid(str(tmp_path)), tmp_path, executor) as run:
+        (entry,) = run(["a"])
+        assert "SIGKILL" in entry.reason
+        assert [path.name[:3] for path in tmp_path.glob("clips/.*")] == [".a."] * 2  # it was tried twice
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["whole.mp4"]
 
 
 def test_the_deadline_grows_with_the_footage(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from svdcli.curate import tables
 from svdcli.curate.journal import ANNOTATE, SPLIT, Journal, Ledger, Mark
 from svdcli.curate.rows import CutClip
-from svdcli.curate.run.engines import Engine, engine
+from svdcli.curate.run.engines import Engine, engine, sweep
 from svdcli.curate.run.fetch import clear_scratch
 from svdcli.curate.run.inputs import Input, list_inputs
 from svdcli.curate.run.rebuild import make_scores_table, make_split_tables
@@ -82,25 +82,13 @@ def opened_folder(folder: Path, recipe: Curation) -> Iterator[None]:
         _keep_recipe(folder, recipe)
         clear_scratch(folder)
         if (folder / RUNNING).exists():  # the run before was killed
-            _sweep(folder)
+            sweep(folder)
         (folder / RUNNING).touch()
         try:
             yield
         finally:
             clear_scratch(folder)
-            if recipe.executor.engine == "ray":  # it replaces workers that were lost, and does not say so
-                _sweep(folder)
             (folder / RUNNING).unlink(missing_ok=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a kill left half-written: hidden names, as `io.files` gives them until a file is whole."""
-    half_written = [*folder.glob(".*.json"), *folder.glob(".*.parquet")]
-    for part in ("clips", "proxies", tables.TABLES, "dataset"):
-        half_written += (folder / part).rglob(".*")
-    for path in half_written:
-        if path.is_file():
-            path.unlink(missing_ok=True)
 
 
 def run_split(source: str, folder: Path, recipe: Curation, watch: Watch, limit: int | None = None) -> Listed:

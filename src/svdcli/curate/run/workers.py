@@ -105,6 +105,8 @@ class Pool:
         self._children: list[_Child] = []
         self._again: deque[_Task] = deque()
         self._false_starts = 0
+        self.num_lost = 0
+        """children that died, or were killed, amid their work"""
 
     def __enter__(self) -> Pool:
         return self
@@ -179,6 +181,7 @@ class Pool:
     def _drop(self, child: _Child) -> None:
         """Kill a child and all that it started."""
         self._children.remove(child)
+        self.num_lost += child.task is not None
         with suppress(ProcessLookupError, PermissionError, AttributeError):  # Windows has no groups
             os.killpg(child.process.pid, signal.SIGKILL)  # it leads a group of its own
         child.process.kill()
