@@ -49,10 +49,10 @@ def move(
         centres = np.linspace(-limit, limit, num_frames)[:, None] * direction
     else:
         scales = np.linspace(1.0, 1.0 - reach, num_frames)[:: 1 if kind == "in" else -1]
-    return np.stack([_view(frame, s, c, (width, height)) for s, c in zip(scales, centres, strict=True)])
+    return np.stack([view(frame, s, c, (width, height)) for s, c in zip(scales, centres, strict=True)])
 
 
-def _view(
+def view(
     frame: npt.NDArray[np.uint8], scale: float, centre: npt.NDArray[np.float64], size: tuple[int, int]
 ) -> npt.NDArray[np.uint8]:
     """The part of a frame that is `scale` of its sides, `centre` (shares of the sides) off the middle.

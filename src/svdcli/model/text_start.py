@@ -41,7 +41,9 @@ def save_small_text_encoder(
         torch.manual_seed(seed)
         clip = build(SHAPE | shape | ends | {"vocab_size": len(vocabulary)})
         embeddings = clip.get_input_embeddings()  # type: ignore[operator]
-        torch.nn.init.normal_(embeddings.weight)  # so that what a token is outweighs what the layers mix into it
+        torch.nn.init.normal_(
+            embeddings.weight
+        )  # so that what a token is outweighs what the layers mix into it
         part = part_of(clip)
         (path / "text_encoder").mkdir()
         write_weights(path / "text_encoder" / f"{STEMS['text_encoder']}.safetensors", part.tensors)
