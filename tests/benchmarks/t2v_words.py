@@ -1,13 +1,12 @@
 """Text-to-video with words at the size of the embedded bundle: captioned clips, training, and whether samples follow words.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/t2v_words.py make VIDEOS WORK
-    svd train nano/words --set data.source=WORK/clips --set task.text=WORK/text --set run.folder=WORK/run --minutes 25
+    svd train nano/words --set data.source=WORK/clips --set task.text=WORK/text --set run.folder=WORK/run
     OMP_NUM_THREADS=1 python tests/benchmarks/t2v_words.py measure WORK
 
 VIDEOS is a folder with the videos named in THINGS. A view moves over their footage, which itself moves, so that a caption
 says both what is seen and what the camera does. What is seen in a sample is told by the nearest mean thumbnail of the clips
-trained on, what the camera does by `svdcli.data.camera_class`; both probes are first tried on clips that
-were held out.
+trained on, what the camera does by `svdcli.data.camera_class`; both probes are first tried on clips that were held out.
 """
 
 from __future__ import annotations
