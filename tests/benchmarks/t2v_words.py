@@ -28,7 +28,9 @@ from svdcli.engine.generate import Sampling, condition_on_prompts, decode, denoi
 from svdcli.engine.memory import Residence
 from svdcli.io.video import read_video, write_video
 from svdcli.model.bundle import open_bundle
-from svdcli.model.text_start import save_small_text_encoder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
+from small_text import save_small_text_encoder  # noqa: E402
 
 Frames = npt.NDArray[np.uint8]
 THINGS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from svdcli.errors import UsageError
 from svdcli.model.bundle import load_text_encoder
-from svdcli.model.text_start import save_small_text_encoder
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_text import save_small_text_encoder  # noqa: E402
 
 CAPTIONS = ["cars on a road, the camera pans left", "Cars on a road, the camera pans right", "a scar"]
 
