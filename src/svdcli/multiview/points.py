@@ -9,9 +9,9 @@ import numpy as np
 
 from svdcli.multiview.colour import colour_points
 from svdcli.multiview.ends import with_flat_ends
+from svdcli.multiview.fusion import carve
 from svdcli.multiview.hull import Field, Surface, extract, visual_hull
 from svdcli.multiview.surface import clean_surface, vertex_normals
-from svdcli.multiview.sweep import carve
 from svdcli.multiview.views import Views
 
 STAGES = ("hull", "flat ends", "plane sweep", "surface", "colours")
