@@ -17,7 +17,6 @@ import numpy as np
 from svdcli.multiview.cameras import Cameras, pixel_centres
 from svdcli.multiview.hull import Surface
 from svdcli.multiview.o3d import cast_depths, raycaster
-from svdcli.multiview.sampling import bilinear
 from svdcli.multiview.views import Views
 
 SIDE = 256
@@ -28,9 +27,9 @@ REACH = 0.36
 MAX_REFERENCES = 24
 """Of more views than this, not all are swept."""
 PATCH = 7
-AGREEMENT, MARGIN = 0.3, 0.08
+AGREEMENT, MARGIN = 0.3, 0.05
 """The gate: a correlation of at least the one, and smoothed better than the hull's by the other."""
-SAME_PLACE = 0.012
+SAME_PLACE = 0.02
 """How near two views' depths are that support each other, in parts of the object's largest side."""
 _NOISE = 5e-5  # variance of a patch under which it has no texture
 _COLOUR_WEIGHT = 1.5  # how much a difference of the patches' mean counts against their correlation
@@ -126,45 +125,84 @@ def _agreement(
 ) -> np.ndarray:
     """How well the neighbours' pictures fit this one if its pixels lie each of `steps` behind the hull: (steps, h, w) of
     the box, about −1 to 1. The better half of the neighbours counts, because the others may be hidden."""
-    cameras = views.cameras
-    place = np.isfinite(hull[box])
-    mean = _Mean(place)
-    centres = pixel_centres(cameras.width, cameras.height).reshape(*hull.shape, 2)[box][place]
-    rays, start = cameras.rays(view, centres), hull[box][place][:, None]
-    own = views.pixels[view][box]
-    grey, own_mean = own.mean(axis=2), mean(own)
-    own_grey = mean(grey)
-    own_variance = np.maximum(mean(grey * grey) - own_grey**2, 0)
+    cameras, place = views.cameras, np.isfinite(hull[box])
+    patches = _Patches(place)
+    own = patches.of(views.pixels[view][box])
+    pixels = pixel_centres(cameras.width, cameras.height).reshape(*hull.shape, 2)[box][place]
+    rays = cameras.rays(view, pixels)
+    lines = [_Lines.through(cameras, view, rays, int(other)) for other in neighbours]
     found = np.empty((len(steps), *place.shape), np.float32)
-    warped = np.ones((*place.shape, 3), np.float32)
+    at = np.full((2, *place.shape), -1.0, np.float32)
     for index, step in enumerate(steps):
-        points = cameras.centres[view] + rays * (start + step)
+        depth = (hull[box][place] + step).astype(np.float32)
         scores = []
-        for other in neighbours:
-            warped[place] = bilinear(views.pixels[other], cameras.project(points, int(other))[0], None)
-            its_grey = warped.mean(axis=2)
-            its_mean = mean(its_grey)
-            variance = np.maximum(mean(its_grey * its_grey) - its_mean**2, 0)
-            covariance = mean(grey * its_grey) - own_grey * its_mean
-            correlation = covariance / np.sqrt((own_variance + _NOISE) * (variance + _NOISE))
-            scores.append(correlation - _COLOUR_WEIGHT * np.abs(mean(warped) - own_mean).mean(axis=2))
+        for other, line in zip(neighbours, lines, strict=True):
+            at[:, place] = line.at(depth) - 0.5
+            warped = cv2.remap(views.pixels[other], *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            scores.append(patches.likeness(own, patches.of(warped)))
         ranked = np.sort(np.stack(scores), axis=0)[::-1]
         found[index] = ranked[: max(1, (len(ranked) + 1) // 2)].mean(axis=0)
     return found
 
 
-class _Mean:
-    """Means over patches, of the pixels on the object alone."""
+@dataclass(frozen=True)
+class _Lines:
+    """Where rays of one view lie in another: at depth d, pixel (start + d · slope), homogeneous. start: (3, 1). slope: (3, N)."""
+
+    start: np.ndarray
+    slope: np.ndarray
+
+    @classmethod
+    def through(cls, cameras: Cameras, view: int, rays: np.ndarray, other: int) -> _Lines:
+        pose, K = cameras.world_to_camera[other], cameras.intrinsics[other]
+        start = K @ (pose[:3, :3] @ cameras.centres[view] + pose[:3, 3])
+        slope = (K @ pose[:3, :3]) @ rays.T
+        return cls(start[:, None].astype(np.float32), slope.astype(np.float32))
+
+    def at(self, depth: np.ndarray) -> np.ndarray:
+        """Depths (N,) -> pixels (2, N)."""
+        place = self.start + self.slope * depth
+        return place[:2] / np.maximum(place[2], 1e-6)
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Of the patch around each pixel: grey (h, w) of the picture itself, mean colours (h, w, 3), mean and variance of grey."""
+
+    grey: np.ndarray
+    colours: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+class _Patches:
+    """What is compared: patches, of the pixels on the object alone."""
 
     def __init__(self, place: np.ndarray) -> None:
-        self._weight = place.astype(np.float32)
-        self._share = 1 / np.maximum(cv2.boxFilter(self._weight, -1, (PATCH, PATCH)), 1e-3)
+        self._place = place.astype(np.float32)
+        self._share = 1 / np.maximum(self._sum(self._place), 1e-3)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        weight, share = self._weight, self._share
-        if image.ndim == 3:
-            weight, share = weight[..., None], share[..., None]
-        return cv2.boxFilter(image * weight, -1, (PATCH, PATCH)) * share
+    def of(self, picture: np.ndarray) -> _Means:
+        """Pixels (h, w, 3)."""
+        inside = picture * self._place[..., None]
+        grey, colours = _grey(inside), self._sum(inside) * self._share[..., None]
+        mean = _grey(colours)
+        variance = np.maximum(self._sum(grey * grey) * self._share - mean**2, 0)
+        return _Means(grey, colours, mean, variance)
+
+    def likeness(self, one: _Means, other: _Means) -> np.ndarray:
+        """Correlation, less the difference of the mean colours."""
+        covariance = self._sum(one.grey * other.grey) * self._share - one.mean * other.mean
+        correlation = covariance / np.sqrt((one.variance + _NOISE) * (other.variance + _NOISE))
+        return correlation - _COLOUR_WEIGHT * _grey(np.abs(one.colours - other.colours))
+
+    @staticmethod
+    def _sum(image: np.ndarray) -> np.ndarray:
+        return cv2.boxFilter(image, -1, (PATCH, PATCH))
+
+
+def _grey(colours: np.ndarray) -> np.ndarray:
+    return cv2.transform(colours, np.full((1, 3), 1 / 3, np.float32))
 
 
 def _smoothed(score: np.ndarray, place: np.ndarray, grey: np.ndarray) -> np.ndarray:
