@@ -7,6 +7,9 @@ little too deep on both sides make a hole in a thin part.
 
 from __future__ import annotations
 
+from typing import Any
+
+import cv2
 import numpy as np
 from scipy.ndimage import label
 
@@ -64,16 +67,23 @@ def _restored(field: Field, values: np.ndarray, maps: list[DepthMap], cameras: C
     scene = raycaster(surface.vertices, surface.faces)
     whole = values.copy()
     for one in maps:
-        was = np.isfinite(one.hull).ravel()
-        rays, start = cameras.pixel_rays(one.view)[was], one.hull.ravel()[was]
-        centre = cameras.centres[one.view]
-        lost = ~np.isfinite(cast_depths(scene, np.broadcast_to(centre, rays.shape), rays))
-        voxels = _least_cut(field, values, centre + rays[lost] * start[lost, None], rays[lost])
+        lost = _lost(one, scene, cameras)
+        rays = cameras.pixel_rays(one.view)[lost]
+        start = cameras.centres[one.view] + rays * one.hull.ravel()[lost, None]
+        voxels = _least_cut(field, values, start, rays)
         for shift in _CROSS:
             index = tuple(np.clip(voxels + shift, 0, np.array(values.shape) - 1).T)
             depth = field.step * (_SKIN if any(shift) else _CORE)
             np.maximum.at(whole, index, np.minimum(field.values[index], np.float32(depth)))
     return whole
+
+
+def _lost(one: DepthMap, scene: Any, cameras: Cameras) -> np.ndarray:
+    """Pixels (H·W,) that showed the hull and now show nothing, but for the last one along an outline."""
+    rays, centre = cameras.pixel_rays(one.view), cameras.centres[one.view]
+    now = cast_depths(scene, np.broadcast_to(centre, rays.shape), rays).reshape(one.hull.shape)
+    lost = np.isfinite(one.hull) & ~np.isfinite(now)
+    return cv2.morphologyEx(lost.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)).ravel() > 0
 
 
 def _least_cut(field: Field, values: np.ndarray, start: np.ndarray, rays: np.ndarray) -> np.ndarray:
