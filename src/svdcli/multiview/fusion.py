@@ -31,9 +31,9 @@ def carve(field: Field, surface: Surface, views: Views) -> np.ndarray:
     small = views.scaled(SIDE)
     maps = swept(surface, small)
     cut = np.maximum(field.values - _voted(field, maps, small.cameras), 0)
-    values = _without_hollows(field, field.values - _blurred(cut))
+    values = without_hollows(field.values - _blurred(cut), field.step)
     for _ in range(_ROUNDS):
-        values = _restored(field, values, maps, small.cameras)
+        values = restored(field, values, maps, small.cameras)
     return values
 
 
@@ -54,14 +54,14 @@ def _voted(field: Field, maps: list[DepthMap], cameras: Cameras) -> np.ndarray:
     return values
 
 
-def _without_hollows(field: Field, values: np.ndarray) -> np.ndarray:
-    """Filled again, as far as the hull goes, where no way leads outside."""
+def without_hollows(values: np.ndarray, step: float) -> np.ndarray:
+    """A field (X, Y, Z), filled where it is empty and no way leads outside: what no camera can have seen into."""
     pieces, _ = label(np.pad(values <= 0, 1, constant_values=True))
     hollow = (pieces[1:-1, 1:-1, 1:-1] != pieces[0, 0, 0]) & (values <= 0)
-    return np.where(hollow, np.minimum(field.values, field.step), values)
+    return np.where(hollow, np.float32(step / 2), values)
 
 
-def _restored(field: Field, values: np.ndarray, maps: list[DepthMap], cameras: Cameras) -> np.ndarray:
+def restored(field: Field, values: np.ndarray, maps: list[DepthMap], cameras: Cameras) -> np.ndarray:
     """Where a ray met the hull and meets nothing now, the voxel on it that was cut least is put back."""
     surface = extract(values, field.low, field.step)
     scene = raycaster(surface.vertices, surface.faces)

@@ -85,7 +85,7 @@ def _swept(views: Views, view: int, neighbours: np.ndarray, hull: np.ndarray, si
     box = _box(seen, PATCH)
     steps = np.linspace(0, REACH * size, NUM_DEPTHS)
     score = _agreement(views, view, neighbours, hull, box, steps)
-    smooth = _smoothed(score, seen[box], views.pixels[view][box].mean(axis=2))
+    smooth = smoothed(score, seen[box], views.pixels[view][box].mean(axis=2))
     best = smooth.argmax(axis=0)
     top, gain = (np.take_along_axis(s, best[None], axis=0)[0] for s in (score, smooth - smooth[0]))
     over = seen[box] & (top > AGREEMENT) & (gain > MARGIN) & (best > 0) & (best < NUM_DEPTHS - 1)
@@ -205,7 +205,7 @@ def _grey(colours: np.ndarray) -> np.ndarray:
     return cv2.transform(colours, np.full((1, 3), 1 / 3, np.float32))
 
 
-def _smoothed(score: np.ndarray, place: np.ndarray, grey: np.ndarray) -> np.ndarray:
+def smoothed(score: np.ndarray, place: np.ndarray, grey: np.ndarray) -> np.ndarray:
     """Semi-global matching of scores (D, h, w), higher is better: the mean of four sweeps, along and across, there and
     back, each adding to a pixel's score the best that leads to it. Sweeps begin anew where `place` is left."""
     score = np.where(place, score, 0)
