@@ -57,10 +57,10 @@ def swept(surface: Surface, views: Views) -> list[DepthMap]:
     neighbours = nearest_views(views.cameras, centre)
     references = np.arange(0, len(views), -(-len(views) // MAX_REFERENCES))
     maps = []
-    for view in references:
+    for view in map(int, references):
         rays = views.cameras.pixel_rays(view)
         hull = cast_depths(scene, np.broadcast_to(views.cameras.centres[view], rays.shape), rays)
-        maps.append(_swept(views, int(view), neighbours[view], hull.reshape(views.alpha.shape[1:]), size))
+        maps.append(_swept(views, view, neighbours[view], hull.reshape(views.alpha.shape[1:]), size))
     near = nearest_views(views.cameras.take(references), centre)
     return [
         _supported(one, [maps[k] for k in others], views.cameras, SAME_PLACE * size)
@@ -138,7 +138,9 @@ def _agreement(
         scores = []
         for other, line in zip(neighbours, lines, strict=True):
             at[:, place] = line.at(depth) - 0.5
-            warped = cv2.remap(views.pixels[other], *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            warped = cv2.remap(
+                views.pixels[other], at[0], at[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            )
             scores.append(patches.likeness(own, patches.of(warped)))
         ranked = np.sort(np.stack(scores), axis=0)[::-1]
         found[index] = ranked[: max(1, (len(ranked) + 1) // 2)].mean(axis=0)
