@@ -5,7 +5,7 @@
     meshes.py        a mesh file -> parts with materials, upright, largest side 1 (gltf.py checks before loading)
     light.py, texture.py, render.py    a mesh and cameras -> RGBA, depth, normals
     views.py         a folder of views -> pictures, masks, cameras
-    hull.py, sweep.py, colour.py, points.py    views -> points; export.py writes them
+    hull.py, ends.py, sweep.py, fusion.py, colour.py, points.py    views -> points; export.py writes them
     consistency.py   how well views agree with one another, without any weights
     objaverse.py, mvimgnet.py          data sets of objects -> orbits to train on
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from svdcli.multiview.colour import colour_points
 from svdcli.multiview.ends import with_flat_ends
+from svdcli.multiview.fusion import carve, without_hollows
 from svdcli.multiview.hull import Field, Surface, extract, visual_hull
 from svdcli.multiview.surface import clean_surface, vertex_normals
-from svdcli.multiview.sweep import carve
 from svdcli.multiview.views import Views
 
 STAGES = ("hull", "flat ends", "plane sweep", "surface", "colours")
@@ -69,6 +69,7 @@ def reconstruct(
     values = field.values
     if views.upright if how.flat_ends is None else how.flat_ends:
         values = with_flat_ends(field, views.alpha, views.cameras)
+    values = without_hollows(values, field.step)  # a slit that some views see through leaves holes in a row
     done("flat ends")
     if how.sweep:
         flat = Field(values, field.low, field.step)

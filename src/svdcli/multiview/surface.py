@@ -1,4 +1,4 @@
-"""From a field to a clean surface: smoothing, specks removed."""
+"""From a field to a clean surface: specks removed, smoothing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _TAUBIN_ROUNDS = 5
 
 def clean_surface(values: np.ndarray, field: Field) -> Surface:
     """The zero surface, a little smoothed (Taubin), without the pieces that are specks."""
-    smooth = _blurred(values)
-    surface = without_specks(extract(smooth, field.low, field.step))
+    surface = without_specks(extract(values, field.low, field.step))
     mesh = _mesh(surface)
     mesh = mesh.filter_smooth_taubin(_TAUBIN_ROUNDS)
     return Surface(np.asarray(mesh.vertices), np.asarray(mesh.triangles).astype(np.int64))
@@ -45,13 +44,3 @@ def _mesh(surface: Surface) -> Any:
     return o3d.geometry.TriangleMesh(
         o3d.utility.Vector3dVector(surface.vertices), o3d.utility.Vector3iVector(surface.faces)
     )
-
-
-def _blurred(values: np.ndarray) -> np.ndarray:
-    """A small binomial blur along each axis, for the steps that votes leave."""
-    for axis in range(3):
-        padded = np.concatenate([values.take([0], axis), values, values.take([-1], axis)], axis)
-        n = values.shape[axis]
-        before, here, after = (padded.take(np.arange(k, k + n), axis) for k in range(3))
-        values = (before + 2 * here + after) / 4
-    return values
