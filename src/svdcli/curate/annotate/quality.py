@@ -141,7 +141,7 @@ def _lit_span(frames: npt.NDArray[np.uint8], axis: int, margin: int) -> tuple[fl
     """(N, H, W, 3) -> from where to where along an axis something is lit, as shares of it; less a margin at each end
     that is not the picture's own. None where nothing is.
     """
-    lit = frames.max((0, 3)) > DARK
+    lit = frames.max(0).max(-1) > DARK  # in two steps, many times as fast as in one
     lines = np.flatnonzero(lit.mean(axis=2 - axis) > STRAY)
     if not len(lines):
         return None
