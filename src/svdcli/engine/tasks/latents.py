@@ -136,6 +136,7 @@ class LatentTask:
             width=self.data.width,
             height=self.data.height,
             fps=fps,
+            motion_bucket=task.motion_bucket,
             guidance=task.guidance,
             num_steps=task.num_steps,
             sigma_min=task.sigma_min,
