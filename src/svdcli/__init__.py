@@ -5,8 +5,8 @@ Shape legend, used by every docstring: B batch, T frames, V views, C channels, H
 
 import os
 
-# PyTorch then asks Linux for large pages. With the usual ones of 4 KiB a training step on a CPU spends a third of its time on
-# fetching memory. It reads this when it first needs memory, so it stands before any import of it.
+# PyTorch then asks Linux for large pages: a training step on a CPU takes some 5 % less time and 4 % less memory (bench_training's
+# shape). It reads this when it first needs memory, so it stands before any import of it.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __version__ = "0.1.0"

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_diffusers.py [nano] [mid] [--full] [--repeats N] [--threads N]
 
-What it is: the time of a UNet step, of a decode and of the whole pipeline, both sides in one process in turn (A B A B ...), and
-the peak memory of each, alone in a process of its own. `time` is how many times faster svdcli is; `memory` is svdcli's peak as a
-share of diffusers'. `--full` adds SVD's own 1.5 billion weights, stored in half precision, one UNet step in each memory mode.
+What it is: the time of a UNet step, of a decode and of the whole pipeline, and the peak memory of each, the two sides in
+processes of their own and in turn (A B A B), as each is used: svdcli has PyTorch ask for large pages, which diffusers leaves
+alone. `time` is how many times faster svdcli is; `memory` is svdcli's peak as a share of diffusers'. `--full` adds SVD's own 1.5
+billion weights, stored in half precision, one UNet step in each memory mode.
 What it is not: a test of equality, which tests/model holds; here only the largest difference is shown.
 
 This process stays small and imports neither side, as a child's peak begins with what its parent holds.
@@ -29,6 +30,7 @@ from processes import peak_mib, run_job
 
 SIDES = ("svdcli", "diffusers")
 WHAT = ("unet", "decode", "pipeline")
+ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -298,28 +300,28 @@ class Theirs:
         )
 
 
-def compare_time(case: Case, folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
-    """Both sides in this process, in turn."""
+def time_side(case: Case, folder: Path, side: str, what: str, repeats: int) -> dict[str, Any]:
+    """Seconds of each run, after one that warms up, whose output is kept."""
     import torch
 
-    for what in WHAT:
-        with torch.inference_mode():
-            runs = {
-                "svdcli": getattr(Ours(case, folder), what)(),
-                "diffusers": getattr(Theirs(case, folder), what)(),
-            }
-            outputs = {side: run() for side, run in runs.items()}  # warms up, too
-            seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-            for _ in range(repeats):
-                for side, run in runs.items():
-                    started = time.perf_counter()
-                    run()
-                    seconds[side].append(time.perf_counter() - started)
-        row: dict[str, Any] = {"what": what, "seconds": {s: statistics.median(v) for s, v in seconds.items()}}
-        if what != "pipeline":  # the two draw their noise differently
-            ours, theirs = outputs["svdcli"], outputs["diffusers"]
-            row["difference"] = float((ours - theirs).abs().max() / theirs.abs().max())
-        yield row
+    with torch.inference_mode():
+        run = getattr(Ours(case, folder) if side == "svdcli" else Theirs(case, folder), what)()
+        output, seconds = run(), []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - started)
+    if what != "pipeline":  # the two draw their noise differently
+        torch.save(output, folder / f"{what}-{side}.pt")
+    return {"seconds": seconds}
+
+
+def difference(folder: Path, what: str) -> dict[str, Any]:
+    """The largest difference of both sides' outputs, by the largest value."""
+    import torch
+
+    ours, theirs = (torch.load(folder / f"{what}-{side}.pt", weights_only=True) for side in SIDES)
+    return {"difference": float((ours - theirs).abs().max() / theirs.abs().max())}
 
 
 def measure_peak(case: Case, folder: Path, side: str, what: str, mode: str) -> dict[str, Any]:
@@ -346,6 +348,8 @@ def measure_peak(case: Case, folder: Path, side: str, what: str, mode: str) -> d
 
 def work(job: dict[str, Any]) -> None:
     """What a child does: one job, answered by lines of JSON."""
+    if job.get("side") == "svdcli":
+        import svdcli  # noqa: F401  # as its users do, before torch
     import torch
 
     if job["threads"]:
@@ -355,8 +359,9 @@ def work(job: dict[str, Any]) -> None:
     if job["do"] == "make":
         make_bundle(case, folder)
     elif job["do"] == "time":
-        for row in compare_time(case, folder, job["repeats"]):
-            print(json.dumps(row), flush=True)
+        print(json.dumps(time_side(case, folder, job["side"], job["what"], job["repeats"])))
+    elif job["do"] == "compare":
+        print(json.dumps(difference(folder, job["what"])))
     else:
         print(json.dumps(measure_peak(case, folder, job["side"], job["what"], job["mode"])))
 
@@ -375,15 +380,26 @@ def child(options: argparse.Namespace, **job: Any) -> list[dict[str, Any]]:
 
 def bench(options: argparse.Namespace, name: str, folder: Path) -> Iterator[dict[str, Any]]:
     """One row for each of UNet step, decode and pipeline."""
-    child(options, do="make", case=name, folder=str(folder))
-    for row in child(options, do="time", case=name, folder=str(folder)):
+    given = {"case": name, "folder": str(folder)}
+    child(options, do="make", **given)
+    for what in WHAT:
+        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        for _ in range(ROUNDS):
+            for side in SIDES:
+                seconds[side] += child(options, do="time", side=side, what=what, **given)[0]["seconds"]
+        medians = {side: statistics.median(found) for side, found in seconds.items()}
+        unlike = {} if what == "pipeline" else child(options, do="compare", what=what, **given)[0]
         peaks = {
-            side: child(
-                options, do="peak", case=name, folder=str(folder), side=side, what=row["what"], mode="high"
-            )[0]
-            for side in SIDES
+            side: child(options, do="peak", side=side, what=what, mode="high", **given)[0] for side in SIDES
         }
-        yield {"case": name, "mode": "high", **row, **ratios(row["seconds"], peaks)}
+        yield {
+            "mode": "high",
+            "what": what,
+            "case": name,
+            "seconds": medians,
+            **unlike,
+            **ratios(medians, peaks),
+        }
 
 
 def bench_full(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:

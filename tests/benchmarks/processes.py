@@ -8,6 +8,7 @@ The parent stays small, since a child's peak begins with what its parent holds.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -15,9 +16,13 @@ from typing import Any
 
 
 def run_job(script: str, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """One job of `script` (its __file__) in a process of its own -> the objects that it printed; its errors, if it fails."""
+    """One job of `script` (its __file__) in a process of its own -> the objects that it printed; its errors, if it fails.
+
+    What svdcli sets in this process's environment is none of the other side's.
+    """
+    own = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     command = [sys.executable, script, "--job", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     if done.returncode:
         sys.exit(f"{job} failed:\n{done.stderr}")
     answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
