@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal
+
+from svdcli.errors import InputError
 
 Hdr = Literal["", "pq", "hlg"]
 CutKind = Literal["start", "hard", "gradual", "limit", "trim", "damage", "end"]
@@ -89,3 +93,19 @@ class CutClip:
 def clip_id(source: str, start_pts: int, end_pts: int) -> str:
     """A key that WebDataset can hold; negative ticks, which some sources begin with, are written m7."""
     return f"{source}-{start_pts}-{end_pts}".replace("--", "-m")
+
+
+def read_clip(path: Path, digest: str) -> bytes:
+    """The video of a clip. Raises InputError where it is missing, or not the one that was checked."""
+    try:
+        video = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}.", "Run svd curate split again."
+        ) from error
+    if hashlib.sha256(video).hexdigest() != digest:
+        raise InputError(
+            f"{path} has changed since it was cut: it is not the file that was checked.",
+            "Run svd curate split again.",
+        )
+    return video

@@ -7,7 +7,6 @@ tripod, coded without noise, counts as frozen, because nothing tells it from one
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from svdcli.curate.annotate import View
-from svdcli.curate.course import DARK
-from svdcli.errors import InputError
+from svdcli.curate.course import DARK, Numbers
+from svdcli.curate.rows import read_clip
 
 SAME = 0.25
 """mean difference of two frames, of 255, up to which the second repeats the first"""
@@ -27,8 +26,6 @@ STRAY = 0.02
 """share of a row or column that may be lit in a bar, by noise or a logo"""
 FREEZE = 0.25
 """seconds that frames must repeat for to count as a freeze"""
-
-Numbers = npt.NDArray[np.float64]
 
 
 class QualityAnnotator:
@@ -57,7 +54,7 @@ class QualityAnnotator:
         return [{"clip": view.clip.id} | self._measure(view) for view in views]
 
     def _measure(self, view: View) -> dict[str, Any]:
-        _check_file(view)
+        read_clip(view.video, view.clip.digest)  # what the split saw is of no other file
         course = view.proxy.course
         lasts = np.diff(course.times, append=course.times[-1] + 1 / view.clip.fps)
         still = np.append(False, course.change[1:] <= SAME)
@@ -69,19 +66,6 @@ class QualityAnnotator:
             "blur": blur(view.proxy.keys),
             "bars": bars(view.proxy.keys, view.proxy.small),
         }
-
-
-def _check_file(view: View) -> None:
-    try:
-        digest = hashlib.sha256(view.video.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"The clip {view.video} cannot be read: {error.strerror}.", "Run svd curate split again."
-        ) from error
-    if digest != view.clip.digest:
-        raise InputError(
-            f"The clip {view.video} has changed since it was cut.", "Run svd curate split again."
-        )
 
 
 def frozen(still: npt.NDArray[np.bool_], lasts: npt.NDArray[np.float64]) -> float:

@@ -6,13 +6,13 @@ clips come in new shards behind it; so a kill costs the shard under way, and the
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from svdcli.curate.packing.dataset import indexed_keys, remove_clips
+from svdcli.curate.rows import read_clip
 from svdcli.curate.select.catalogue import SELECTION, Catalogue, quoted
 from svdcli.data.clip import Clip
 from svdcli.data.shards import ShardWriter
@@ -84,7 +84,7 @@ def write_clips(
         catalogue.register("known", indexed_keys(place))
         for row, clip in index_rows(catalogue, f"{chosen} EXCEPT SELECT name FROM known"):
             try:
-                video = _read(catalogue.folder / row["path"], row["digest"])
+                video = read_clip(catalogue.folder / row["path"], row["digest"])
             except InputError as error:
                 lost[clip.key] = error.message
                 continue
@@ -117,16 +117,3 @@ def _clip(row: Mapping[str, Any]) -> Clip:
         | {name: row[name] for name in ("start", "end", "fps", "width", "height", "num_frames")}
         | scores
     )
-
-
-def _read(path: Path, digest: str) -> bytes:
-    """The video of a clip. Raises InputError where it is missing, or not the one that was checked."""
-    try:
-        video = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}.", "Run svd curate split again."
-        ) from error
-    if hashlib.sha256(video).hexdigest() != digest:
-        raise InputError(f"{path} is not the file that was checked.", "Run svd curate split again.")
-    return video

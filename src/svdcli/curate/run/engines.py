@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from svdcli.curate import tables
 from svdcli.curate.journal import Entry, Journal
 from svdcli.curate.run.stages import Stage, drain
 from svdcli.curate.run.workers import Limits, Pool
+from svdcli.io.files import remove_unfinished
 
 if TYPE_CHECKING:
     from svdcli.recipe.curation import Executor
@@ -39,7 +39,7 @@ def engine(work: Stage, folder: Path, executor: Executor, models: bool = False) 
             with RayEngine(work, folder, executor, models) as ray:
                 yield ray
         finally:
-            sweep(folder)  # it replaces workers that were lost, and does not say so
+            remove_unfinished(folder)  # it replaces workers that were lost, and does not say so
     else:
         pool = Pool(work, workers(executor, models), limits(executor, models))
         try:
@@ -47,17 +47,7 @@ def engine(work: Stage, folder: Path, executor: Executor, models: bool = False) 
                 yield lambda items: _run_pool(work, items, journal, pool)
         finally:
             if pool.num_lost:
-                sweep(folder)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a kill left half-written: hidden names, as `io.files` gives them until a file is whole."""
-    half_written = [*folder.glob(".*.json"), *folder.glob(".*.parquet")]
-    for part in ("clips", "proxies", tables.TABLES, "dataset"):
-        half_written += (folder / part).rglob(".*")
-    for path in half_written:
-        if path.is_file():
-            path.unlink(missing_ok=True)
+                remove_unfinished(folder)
 
 
 def _run_pool(work: Stage, items: Sequence[Any], journal: Journal, pool: Pool) -> Iterator[Entry]:

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from svdcli.curate import tables
 from svdcli.curate.journal import ANNOTATE, SPLIT, Journal, Ledger, Mark
 from svdcli.curate.rows import CutClip
-from svdcli.curate.run.engines import Engine, engine, sweep
+from svdcli.curate.run.engines import Engine, engine
 from svdcli.curate.run.fetch import clear_scratch
 from svdcli.curate.run.inputs import Input, list_inputs
 from svdcli.curate.run.rebuild import make_scores_table, make_split_tables
 from svdcli.curate.run.stages import MODELS, AnnotateWork, Batch, SplitWork, refused
 from svdcli.errors import MachineError, RecipeError
-from svdcli.io.files import atomic_path, check_writable
+from svdcli.io.files import atomic_path, check_writable, remove_unfinished
 from svdcli.io.lock import lock_run
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def opened_folder(folder: Path, recipe: Curation) -> Iterator[None]:
         _keep_recipe(folder, recipe)
         clear_scratch(folder)
         if (folder / RUNNING).exists():  # the run before was killed
-            sweep(folder)
+            remove_unfinished(folder)
         (folder / RUNNING).touch()
         try:
             yield
