@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -100,6 +101,7 @@ def kill_an_actor(folder: Path, killed: list[int]) -> None:
         time.sleep(0.05)
         if any(path.stat().st_size for path in (folder / "journal").glob("*.jsonl")):
             for process in psutil.Process().children(recursive=True):
-                if "MapWorker" in " ".join(process.cmdline()) or "MapBatches" in process.name():
-                    process.kill()
-                    killed.append(process.pid)
+                with suppress(psutil.NoSuchProcess):  # it ended since they were listed
+                    if "MapWorker" in " ".join(process.cmdline()) or "MapBatches" in process.name():
+                        process.kill()
+                        killed.append(process.pid)
