@@ -187,6 +187,25 @@ def test_backgrounds(orbits: Path) -> None:
     assert len(Orbits([replace(turn, transparent=False)], (64, 64), 3).videos) == 1
 
 
+def test_a_mirrored_orbit_is_that_of_the_mirrored_object(orbits: Path) -> None:
+    turn = read_turn(find_orbits(orbits)[0])
+    seen = Orbits([turn], (64, 64), 1, mirror=True)
+    plain, mirrored = seen.videos
+    numbers = turn.numbers(TAKEN, 7)
+    views, orbit = seen.take(mirrored, numbers), seen.orbit(mirrored, numbers)
+    assert (np.diff(orbit.azimuths_deg) % 360 < 180).all()  # it turns the usual way
+    cameras = orbit.cameras(float(turn.cameras.radii[0]), turn.cameras.fov_deg, 64)
+    points = np.random.default_rng(0).uniform(-0.4, 0.4, (20, 3))
+    for row, number in enumerate(seen.numbers(mirrored, numbers)):
+        np.testing.assert_array_equal(views[row], seen.take(plain, [number])[0][:, ::-1])
+        there, _ = turn.cameras.project(points, number)
+        here, _ = cameras.project(points * (1, -1, 1), row)
+        np.testing.assert_allclose(here, np.stack([64 - there[:, 0], there[:, 1]], 1), atol=1e-3)
+    assert seen.identity(plain) != seen.identity(mirrored)
+    half = replace(turn, cameras=turn.cameras.take(range(7)), images=turn.images[:7])
+    assert len(Orbits([half], (64, 64), 1, mirror=True).videos) == 1
+
+
 def test_objects_are_measured(orbits: Path) -> None:
     from svdcli.io.images import read_picture
 

@@ -276,6 +276,8 @@ class MultiViewTask(GivenTask):
     azimuth of each view, for orbits that are not even (SV3D paper §3)"""
     backgrounds: Positive = 2
     """on how many backgrounds each transparent orbit is seen: on white, and on colours of its own"""
+    mirror: bool = False
+    """whether each closed orbit is also seen in a mirror, as another object: for few objects"""
     p_mean: float = 1.0
     p_std: Annotated[float, Field(gt=0)] = 1.6
     guidance: str = "triangle:1.0:2.5"

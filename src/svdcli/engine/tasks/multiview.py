@@ -84,7 +84,7 @@ class MultiView(Given):
         self.network = new_network(task, self.vae.config, data)
 
     def open_footage(self, data: Data, cache: Path) -> tuple[Footage, Footage]:
-        return open_orbits(data, self.task.num_frames, self.task.backgrounds)
+        return open_orbits(data, self.task.num_frames, self.task.backgrounds, self.task.mirror)
 
     # ---- batches
 

@@ -2,7 +2,7 @@
 
 An orbit is a folder of views with their transforms.json. Views with transparency are laid over white, and as further videos of
 the same orbit over colours of its own, so that every latent can be kept (SV3D paper app. B renders both too); photographs
-stay as they are.
+stay as they are. In a mirror an orbit that closes is that of another object, and one more video.
 """
 
 from __future__ import annotations
@@ -67,47 +67,70 @@ class Turn:
         return Orbit(self.cameras.azimuths_deg[index], self.cameras.elevations_deg[index])
 
 
+@dataclass(frozen=True)
+class Side:
+    """One way of showing an orbit."""
+
+    turn: Turn
+    background: int
+    """0 is white"""
+    mirrored: bool
+
+
+def sides(turn: Turn, backgrounds: int, mirror: bool) -> list[Side]:
+    """All ways of showing one orbit."""
+    return [
+        Side(turn, background, mirrored)
+        for background in range(backgrounds if turn.transparent else 1)
+        for mirrored in ((False, True) if mirror and turn.closed else (False,))
+    ]
+
+
 class Orbits:
     """See `Footage`. With `num_views` each is that many views, the last of which is the last of the folder."""
 
     skipped: Mapping[str, str] = {}
 
     def __init__(
-        self, turns: Sequence[Turn], size: Size, backgrounds: int, num_views: int | None = None
+        self,
+        turns: Sequence[Turn],
+        size: Size,
+        backgrounds: int,
+        num_views: int | None = None,
+        mirror: bool = False,
     ) -> None:
         self.turns, self._size, self.num_views = turns, size, num_views
-        self._sides = [
-            (number, side)
-            for number, turn in enumerate(turns)
-            for side in range(backgrounds if turn.transparent else 1)
-        ]
+        self._sides = [side for turn in turns for side in sides(turn, backgrounds, mirror)]
         self.videos = [
-            Video(turns[number].name, FPS, row, num_views or len(turns[number].images))
-            for row, (number, side) in enumerate(self._sides)
+            Video(side.turn.name, FPS, row, num_views or len(side.turn.images))
+            for row, side in enumerate(self._sides)
         ]
 
     def turn(self, video: Video) -> Turn:
         """The orbit that a video shows."""
-        return self.turns[self._sides[video.start][0]]
+        return self._sides[video.start].turn
 
     def numbers(self, video: Video, numbers: Sequence[int]) -> list[int]:
-        """Views of the folder that frames of a video are."""
-        turn = self.turn(video)
-        if self.num_views is None:
-            return list(numbers)
-        kept = turn.numbers(self.num_views, len(turn.images) - 1)
-        return [kept[number] for number in numbers]
+        """Views of the folder that frames of a video are; what is mirrored runs backwards, so as to turn the usual way."""
+        side = self._sides[video.start]
+        total = len(side.turn.images)
+        if self.num_views is not None:
+            kept = side.turn.numbers(self.num_views, total - 1)
+            numbers = [kept[number] for number in numbers]
+        return [-number % total if side.mirrored else number for number in numbers]
 
     def orbit(self, video: Video, numbers: Sequence[int]) -> Orbit:
         """Where the cameras of those frames stand."""
-        return self.turn(video).orbit(self.numbers(video, numbers))
+        side = self._sides[video.start]
+        orbit = side.turn.orbit(self.numbers(video, numbers))
+        return Orbit(-orbit.azimuths_deg % 360, orbit.elevations_deg) if side.mirrored else orbit
 
     def background(self, video: Video) -> tuple[float, float, float]:
         """sRGB in [0, 1]: white, or a colour that the orbit's name draws."""
-        number, side = self._sides[video.start]
-        if not side:
+        side = self._sides[video.start]
+        if not side.background:
             return WHITE
-        seed = hashlib.sha256(f"{self.turns[number].folder.name} {side}".encode()).digest()
+        seed = hashlib.sha256(f"{side.turn.folder.name} {side.background}".encode()).digest()
         red, green, blue = np.random.default_rng(list(seed)).random(3)
         return float(red), float(green), float(blue)
 
@@ -123,7 +146,8 @@ class Orbits:
         for number in self.numbers(video, numbers):
             picture = read_picture(picture_path(turn.folder, turn.images[number]), under)
             views.append(np.rint(fit_picture(picture, *self._size, "crop") * 255).astype(np.uint8))
-        return np.stack(views)
+        taken = np.stack(views)
+        return taken[:, :, ::-1] if self._sides[video.start].mirrored else taken
 
     def motion(self, video: Video, numbers: Sequence[int], fps: float) -> float:
         return 0.0
@@ -137,6 +161,7 @@ class Orbits:
             stamp.st_mtime_ns,
             self._size,
             self.background(video),
+            self._sides[video.start].mirrored,
             self.num_views,
         ]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]
@@ -158,8 +183,10 @@ class Orbits:
 # ---- what a folder holds
 
 
-def open_orbits(data: Data, num_frames: tuple[int, ...], backgrounds: int) -> tuple[Orbits, Orbits]:
-    """The recipe's orbits as (training, held out); of the latter the shortest number of views each, on white.
+def open_orbits(
+    data: Data, num_frames: tuple[int, ...], backgrounds: int, mirror: bool = False
+) -> tuple[Orbits, Orbits]:
+    """The recipe's orbits as (training, held out); of the latter the shortest number of views each, as they are, on white.
 
     Raises InputError where either is empty, and for a damaged camera file.
     """
@@ -173,7 +200,7 @@ def open_orbits(data: Data, num_frames: tuple[int, ...], backgrounds: int) -> tu
                 f"{turn.folder} has {len(turn.images)} views, and task.num_frames asks for {max(num_frames)}.",
                 "Ask for fewer, leave it out by data.exclude, or render more.",
             )
-    return Orbits(train, size, backgrounds), Orbits(held_out, size, 1, min(num_frames))
+    return Orbits(train, size, backgrounds, mirror=mirror), Orbits(held_out, size, 1, min(num_frames))
 
 
 def count_orbits(data: Data) -> tuple[int, int]:
