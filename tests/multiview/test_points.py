@@ -85,6 +85,19 @@ def test_the_underside_of_a_table_is_level_and_a_sphere_stays_round(
     assert volume > 0.93 * np.pi / 6  # of the sphere, after the cut
 
 
+def test_an_object_that_the_frames_cut_off_still_gets_flat_ends(cube: Mesh) -> None:
+    orbit = static_orbit(25, 12)
+    cameras = orbit.cameras(orbit.enclosing_radius(cube.vertices), side=128)
+    middle = cameras.intrinsics.copy()
+    middle[:, :2, 2] = 55
+    cameras = replace(cameras, intrinsics=middle, width=110, height=110)
+    alpha = np.stack([view.rgba[..., 3] / np.float32(255) for view in render(cube, cameras)])
+    assert (alpha[:, [0, -1]] > 0.5).any()
+    field = visual_hull(alpha, cameras, 48)
+    cut = field.points(with_flat_ends(field, alpha, cameras) > 0)[:, 2]
+    assert cut.min() == pytest.approx(-0.5, abs=0.05) and cut.max() == pytest.approx(0.5, abs=0.05)
+
+
 def test_a_cloud_of_the_cube_lies_on_the_cube(cloud: Cloud) -> None:
     reach = np.abs(cloud.points).max(axis=1)
     assert np.abs(reach - 0.5).mean() < 0.01

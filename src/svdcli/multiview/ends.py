@@ -99,13 +99,12 @@ class _Support:
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
         self._cameras = cameras.resized(*size)
         masks = [cv2.resize(mask, size, interpolation=cv2.INTER_AREA) > 0.5 for mask in alpha]
-        self._mask = np.stack(masks).ravel()
-        pixels = self.pixels(np.argwhere(solid))
-        self._count = np.bincount(pixels.ravel(), minlength=len(self._mask) + 1)
-        self._mask = np.append(self._mask, False) & (self._count > 0)
+        self._mask = np.append(np.stack(masks).ravel(), False)  # the last is all that is outside the frames
+        self._count = np.bincount(self.pixels(np.argwhere(solid)).ravel(), minlength=len(self._mask))
+        self._mask &= self._count > 0
 
     def pixels(self, voxels: np.ndarray) -> np.ndarray:
-        """Voxels (N, 3) -> the pixels (V, N) that they project to, numbered through all views."""
+        """Voxels (N, 3) -> the pixels (V, N) that they project to, numbered through all views, or the one for outside."""
         points = self._field.low + self._field.step * voxels
         width, height = self._cameras.width, self._cameras.height
         found = np.empty((len(self._cameras), len(points)), np.int64)
@@ -113,7 +112,7 @@ class _Support:
             place, _ = self._cameras.project(points, view)
             column, row = np.floor(place).astype(int).T
             framed = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            found[view] = np.where(framed, (view * height + row) * width + column, len(self._mask))
+            found[view] = np.where(framed, (view * height + row) * width + column, len(self._mask) - 1)
         return found
 
     def needed(self, pixels: np.ndarray) -> np.ndarray:
