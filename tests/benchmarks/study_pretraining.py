@@ -47,10 +47,8 @@ OF_CLIPS = ("task.num_frames=[8]", "task.camera_moves=0", "run.batch_size=2")
 """Changes of the nano recipes, so that all of it takes minutes and not days."""
 
 
-def run(
-    name: str, folder: Path, start: Path | None, options: argparse.Namespace, steps: int, *changes: str
-) -> None:
-    """One training of a nano recipe, from the run that lies in `start`; nothing where it is done."""
+def run(name: str, folder: Path, start: Path | None, source: Path, steps: int, *changes: str) -> None:
+    """One training of a nano recipe on `source`, from the run that lies in `start`; nothing where it is done."""
     if last_step(folder) >= steps:
         return
     path = shipped_path("recipes", "nano", f"{name}.toml")
@@ -58,9 +56,8 @@ def run(
         path,
         [
             *SMALL,
-            *(OF_CLIPS if name != "stage1" else ()),
             f"task.vae={shipped_path('assets', 'nano')}",
-            f"data.source={options.videos}",
+            f"data.source={source}",
             f"run.folder={folder}",
             f"run.num_steps={steps}",
             f"run.evaluate_every={steps}",
@@ -97,12 +94,12 @@ def train_seed(seed: int, options: argparse.Namespace) -> None:
     """All trainings of one seed."""
     images, clips, large = options.steps
     images_run = options.out / f"{seed}-stage1"
-    run("stage1", images_run, None, options, images, f"run.seed={seed}")
+    run("stage1", images_run, None, options.videos, images, f"run.seed={seed}")
     for arm in ARMS:
         start = images_run if arm == "image" else None
         for name, steps in zip(STAGES, (clips, large), strict=True):
             folder = options.out / f"{seed}-{arm}-{name}"
-            run(name, folder, start, options, steps, f"run.seed={seed}")
+            run(name, folder, start, options.videos, steps, *OF_CLIPS, f"run.seed={seed}")
             start = folder
 
 
@@ -117,21 +114,25 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
         for figure in losses["image"][0]:
             image, random = (np.array([run[figure] for run in losses[arm]]) for arm in ARMS)
             differences = random - image
-            error = differences.std(ddof=1) / len(differences) ** 0.5 if len(differences) > 1 else np.inf
-            half = float(student.ppf(0.975, max(1, len(differences) - 1)) * error)
-            mean = float(differences.mean())
             rows.append(
                 {
                     "stage": name,
                     "figure": figure,
                     "image": float(image.mean()),
                     "random": float(random.mean()),
-                    "random - image": mean,
-                    "interval": [mean - half, mean + half],
+                    "random - image": float(differences.mean()),
+                    "interval": interval(differences),
                     "by seed": differences.tolist(),
                 }
             )
     return rows
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """Of the mean of one value a seed, 95 % (Student's t); without bounds for a single seed."""
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.inf
+    half = float(student.ppf(0.975, max(1, len(values) - 1)) * error)
+    return [float(values.mean()) - half, float(values.mean()) + half]
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
