@@ -31,7 +31,8 @@ from svdcli.errors import InputError
 from svdcli.evaluate.views import Judges, compare_view, mean_rows
 from svdcli.io.images import write_png
 from svdcli.io.sheet import contact_sheet
-from svdcli.model.bundle import BundleFiles, open_bundle
+from svdcli.model.bundle import open_bundle
+from svdcli.model.bundle_files import BundleFiles
 from svdcli.multiview.cameras import Cameras
 from svdcli.multiview.meshes import load_mesh
 from svdcli.multiview.points import reconstruct

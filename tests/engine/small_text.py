@@ -13,7 +13,7 @@ import torch
 
 from svdcli.errors import UsageError
 from svdcli.io.files import atomic_folder
-from svdcli.model.bundle import STEMS
+from svdcli.model.bundle_files import STEMS
 from svdcli.model.saving import part_of
 from svdcli.model.text_encoder import build
 from svdcli.model.weights import write_weights

@@ -15,7 +15,8 @@ from svdcli.engine.generate import Sampling, generate
 from svdcli.engine.memory import MODES, Residence, stream_unet, streamed_units
 from svdcli.errors import InputError
 from svdcli.model.attention import Context
-from svdcli.model.bundle import BundleFiles, open_bundle
+from svdcli.model.bundle import open_bundle
+from svdcli.model.bundle_files import BundleFiles
 from svdcli.model.unet import UNet
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from svdcli.engine.generate import Sampling, chunk_starts
 from svdcli.engine.memory import MODES
 from svdcli.engine.plan import HEADROOM, Plan, Planner, choose, even_chunk, free_bytes
 from svdcli.errors import MachineError
-from svdcli.model.bundle import BundleFiles, open_bundle
+from svdcli.model.bundle import open_bundle
+from svdcli.model.bundle_files import BundleFiles
 from svdcli.model.settings import Settings
 
 CPU, GPU, GIB = torch.device("cpu"), torch.device("cuda"), 1 << 30

@@ -327,6 +327,27 @@ def test_a_damaged_folder_is_one_sentence(tiny: Path, spoil: Callable[[Path], No
     assert caught.value.hint
 
 
+def test_a_part_may_be_another_bundles(tiny: Path, tmp_path: Path) -> None:
+    whole = Bundle.load(tiny)
+    shutil.copytree(tiny, tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "vae")
+    told = tmp_path / "other" / "svd.json"
+    told.write_text(json.dumps(whole.settings.to_dict() | {"borrowed": {"vae": "../tiny/vae"}}))
+    borrowing = Bundle.load(tmp_path / "other")
+    assert_same(whole, borrowing)
+    assert borrowing.settings == whole.settings
+    assert tiny / "vae" / "config.json" in borrowing.files.paths()
+    save_bundle(parts_of(borrowing), tmp_path / "saved", borrowing.settings)  # stands alone
+    shutil.rmtree(tiny)
+    assert_same(whole, Bundle.load(tmp_path / "saved"))
+    with pytest.raises(InputError, match="borrows its vae from .*tiny/vae, and it is not there"):
+        open_bundle(tmp_path / "other")
+    for wrong in ("vae", {"vae": 1}, {"van": "../tiny/vae"}):
+        told.write_text(json.dumps({"borrowed": wrong}))
+        with pytest.raises(InputError, match="borrowed cannot be"):
+            open_bundle(tmp_path / "other")
+
+
 def test_pickles_are_refused(tiny: Path, tmp_path: Path) -> None:
     (tiny / "unet" / "diffusion_pytorch_model.safetensors").rename(
         tiny / "unet" / "diffusion_pytorch_model.bin"

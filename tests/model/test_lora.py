@@ -20,7 +20,8 @@ from svdcli.engine.generate import Sampling, generate
 from svdcli.engine.memory import MODES, Residence
 from svdcli.errors import InputError, UsageError
 from svdcli.model.adapters import changes_of, inject, peft_config
-from svdcli.model.bundle import BundleFiles, open_bundle
+from svdcli.model.bundle import open_bundle
+from svdcli.model.bundle_files import BundleFiles
 from svdcli.model.lora import LoraInfo, is_lora, merge, open_lora, read_lora, save_comfyui
 from svdcli.model.saving import parts_of, save_bundle
 from svdcli.model.unet import UNet, UNetConfig

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from svdcli.engine.generate import Sampling
     from svdcli.engine.lift import Source
     from svdcli.engine.plan import Plan, Planner
-    from svdcli.model.bundle import BundleFiles
+    from svdcli.model.bundle_files import BundleFiles
 
 MOST_PAIRS = 8
 """Pairs that a GPU fills at once, where they fit."""
@@ -95,7 +95,7 @@ def sample_between(wanted: Wanted) -> None:
 
 def require_interpolation(files: BundleFiles) -> None:
     """Raise InputError unless the bundle finds frames between two."""
-    from svdcli.model.bundle import TASKS
+    from svdcli.model.bundle_files import TASKS
 
     if files.task != "interp":
         what = TASKS.get(files.task, f"a model of the task {files.task}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from svdcli.engine.generate import Sampling
     from svdcli.engine.plan import Plan, Planner
-    from svdcli.model.bundle import BundleFiles
+    from svdcli.model.bundle_files import BundleFiles
 
 Fit = StrEnum("Fit", ["crop", "pad", "stretch"])
 Kind = StrEnum("Kind", ["mp4", "gif", "webp", "png", "latents"])

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from svdcli.evaluate.model_report import Sets
     from svdcli.evaluate.networks import Network
     from svdcli.evaluate.protocols import Protocol
-    from svdcli.model.bundle import BundleFiles
+    from svdcli.model.bundle_files import BundleFiles
 
 HELP_MODELS = "Bundles, each with LoRAs or without: nano, pan=nano+runs/pan:0.8; else the best one here."
 HELP_CLIPS = "Real videos; of them those that the model's own recipe held out, or all where it says nothing."

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from svdcli.engine.memory import Mode, Residence
     from svdcli.engine.produce import Clip, Job, Writing
     from svdcli.evaluate.rank import Measures
-    from svdcli.model.bundle import BundleFiles
+    from svdcli.model.bundle_files import BundleFiles
 
 DECODE_UNITS = 4
 """How many steps a decode counts as in the progress bar."""

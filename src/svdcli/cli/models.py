@@ -15,7 +15,7 @@ from svdcli.errors import InputError, SvdError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from svdcli.model.bundle import BundleFiles
+    from svdcli.model.bundle_files import BundleFiles
     from svdcli.model.hub import Found
     from svdcli.model.verify import Check
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from svdcli.engine.plan import Plan, Planner
     from svdcli.engine.produce import Clip, Job
     from svdcli.engine.turn import Cut, Object
-    from svdcli.model.bundle import BundleFiles
+    from svdcli.model.bundle_files import BundleFiles
     from svdcli.multiview.cameras import Orbit
 
 ELEVATION_DEG = 10.0

@@ -54,7 +54,7 @@ from svdcli.errors import UsageError
 if TYPE_CHECKING:
     from svdcli.engine.produce import Job
     from svdcli.engine.subjects import Continued, Subject
-    from svdcli.model.bundle import BundleFiles
+    from svdcli.model.bundle_files import BundleFiles
 
 HELP_BUNDLE = "Name (svd, svd-xt, svd-xt-1.1, nano), folder, .safetensors or hub id; else the best one here."
 HELP_IMAGES = "Pictures, folders or globs; with --interpolate clips too."

@@ -14,7 +14,8 @@ from typing import Any
 from svdcli.data.dataset import VIDEO_SUFFIXES, find_videos, has_shards, holds_shards
 from svdcli.engine.preflight import STARTS
 from svdcli.errors import InputError
-from svdcli.model.bundle import BundleFiles, open_bundle
+from svdcli.model.bundle import open_bundle
+from svdcli.model.bundle_files import BundleFiles
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.recipe.reading import override_key, read_tree
 from svdcli.recipe.recipe import Recipe, parse_recipe

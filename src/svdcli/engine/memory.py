@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from svdcli.model.attention import SpatioTemporalTransformer
 from svdcli.model.blocks import Downsample, SpatioTemporalResBlock, Upsample
-from svdcli.model.bundle import BundleFiles
+from svdcli.model.bundle_files import BundleFiles
 from svdcli.model.embedding import EmbeddingMLP
 from svdcli.model.text_encoder import TextEncoder
 from svdcli.model.unet import UNet, UNetConfig

@@ -20,7 +20,7 @@ from svdcli.engine.generate import Sampling
 from svdcli.engine.memory import MODES, Mode, streamed_units
 from svdcli.errors import MachineError
 from svdcli.model.attention import FEED_FORWARD_ROWS
-from svdcli.model.bundle import BundleFiles
+from svdcli.model.bundle_files import BundleFiles
 from svdcli.model.unet import UNet
 
 GIB = 1 << 30

@@ -68,7 +68,7 @@ class Found:
 
 def licence_line(name: str, repo: str = "") -> str:
     """What to know about the licence of a bundle, in one line."""
-    if name == NANO:
+    if name in (NANO, NANO_ORBITS):
         return "trained by this project; ships with it under its licence"
     known = (KNOWN | ORBITS).get(name) or next((k for k in KNOWN.values() if k.repo == repo), None)
     return (

@@ -26,7 +26,7 @@ from svdcli.model import layouts
 from svdcli.model.weights import MappedWeights, Source, ToWrite, read_header, some, write_weights
 
 if TYPE_CHECKING:
-    from svdcli.model.bundle import BundleFiles
+    from svdcli.model.bundle_files import BundleFiles
 
 METADATA = "svdcli_lora"
 """Key of the file's metadata with what we know of it; other tools ignore it."""

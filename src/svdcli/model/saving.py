@@ -21,7 +21,8 @@ from svdcli.errors import UsageError
 from svdcli.io.files import atomic_folder, atomic_path
 from svdcli.model import hub, image_config, layouts, text_encoder
 from svdcli.model.blocks import NUM_GROUPS
-from svdcli.model.bundle import METADATA, STEMS, Bundle, BundleFiles, stored_network
+from svdcli.model.bundle import Bundle
+from svdcli.model.bundle_files import METADATA, STEMS, BundleFiles, stored_network
 from svdcli.model.hub import PARTS
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.settings import SETTINGS, Settings

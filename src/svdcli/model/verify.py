@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from svdcli.errors import InputError
 from svdcli.model import layouts
-from svdcli.model.bundle import BundleFiles
+from svdcli.model.bundle_files import BundleFiles
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.mask_latent import MaskLatent
 from svdcli.model.unet import UNet

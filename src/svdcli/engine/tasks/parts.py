@@ -14,7 +14,8 @@ from torch import nn
 from svdcli.data.motion import MotionCalibration
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_folder
-from svdcli.model.bundle import STEMS, BundleFiles, open_bundle, open_part
+from svdcli.model.bundle import open_bundle, open_part
+from svdcli.model.bundle_files import STEMS, BundleFiles
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.inflate import grown
 from svdcli.model.mask_latent import MaskLatent
