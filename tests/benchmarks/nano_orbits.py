@@ -4,8 +4,9 @@
 
 The objects are those that the bundle's training held out: ORBITS is a folder that `svd curate objaverse` wrote, and the recipe
 in svd.json says which were kept. Views are compared at the bundle's size, over white; the given view itself is left out.
-With --points, the folder of the meshes, point clouds are made of the generated and of the true views, by the same function at the
-same size, and compared with the meshes as in bench_points.py.
+Perceptual distance (st-lpips, not the LPIPS of papers) is of the whole frame. With --points, the folder of the meshes, point
+clouds are made of the generated and of the true views, by the same function at the same size, and compared with the meshes as
+in bench_points.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from svdcli.engine.memory import Residence
 from svdcli.engine.orbit import condition_orbits
 from svdcli.engine.tasks.orbits import Orbits, open_orbits
 from svdcli.errors import InputError
+from svdcli.evaluate.lpips import load_st_lpips
 from svdcli.evaluate.views import Judges, compare_view, mean_rows
 from svdcli.io.images import write_png
 from svdcli.io.sheet import contact_sheet
@@ -96,12 +99,17 @@ def held_out_of(files: BundleFiles, orbits: Path) -> Orbits:
     return open_orbits(data, (files.settings.num_frames,), 1)[1]
 
 
+@cache
+def judges() -> Judges:
+    return Judges(load_st_lpips(), "st-lpips")
+
+
 def compare(true: np.ndarray, other: np.ndarray) -> Rows:
     """Measures of all views but the given one."""
     rows = []
     for view in range(len(true) - 1):
         real, made = (pixels[view].astype(np.float32) / 255 for pixels in (true, other))
-        rows.append(dict(compare_view(real, made, (real < 250 / 255).any(axis=2), Judges())))
+        rows.append(dict(compare_view(real, made, (real < 250 / 255).any(axis=2), judges())))
     return rows
 
 
@@ -135,14 +143,15 @@ def points(seen: Seen, meshes: Path) -> dict[str, tuple[float, float, float]]:
 
 def report(rows: Mapping[str, Rows], views: int) -> None:
     print(
-        f"{'':18} {'PSNR':>6} {'SSIM':>6} {'box':>6} {'SSIM':>6} {'object':>7}   box, by fifths of the orbit"
+        f"{'':18} {'PSNR':>6} {'SSIM':>6} {'box':>6} {'SSIM':>6} {'object':>7} {'st-lpips':>8}   box, by fifths of the orbit"
     )
     for kind, found in rows.items():
         mean = mean_rows(found)
         fifths = " ".join(f"{value:5.1f}" for value in by_fifths(found, views))
         print(
             f"{kind:18} {mean['whole']['psnr']:6.2f} {mean['whole']['ssim']:6.3f} {mean['box']['psnr']:6.2f} "
-            f"{mean['box']['ssim']:6.3f} {mean['foreground']['psnr']:7.2f}   {fifths}"
+            f"{mean['box']['ssim']:6.3f} {mean['foreground']['psnr']:7.2f} "
+            f"{mean['whole']['st-lpips']:8.3f}   {fifths}"
         )
 
 

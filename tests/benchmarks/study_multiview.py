@@ -55,6 +55,7 @@ def figures_of(rows: Rows, views: int) -> dict[str, float]:
         for region in ("whole", "box")
         for measure in ("psnr", "ssim")
     }
+    named["st-lpips"] = mean["whole"]["st-lpips"]
     return named | {
         f"box psnr, fifth {fifth + 1}": value for fifth, value in enumerate(by_fifths(rows, views))
     }
