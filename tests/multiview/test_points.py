@@ -218,6 +218,18 @@ def test_views_round_trip_and_masks_and_backgrounds_are_understood(cube_views: V
         load_views(tmp_path / "c")
 
 
+def test_specks_on_the_background_are_no_part_of_the_object(cube_views: Views, tmp_path: Path) -> None:
+    """As views that a model made have them; at the border they would say that the frame cuts the object off."""
+    for name, specks in (("clean", 0), ("noisy", 2)):
+        pixels = cube_views.pixels.copy()
+        pixels[:, :specks, :specks] = pixels[:, -specks or 96 :, 40:42] = 0.7
+        (tmp_path / name).mkdir()
+        write_views(tmp_path / name, list(pixels), cube_views.cameras)
+    clean, noisy = load_views(tmp_path / "clean"), load_views(tmp_path / "noisy")
+    np.testing.assert_array_equal(noisy.alpha, clean.alpha)
+    assert (clean.alpha > 0.5).any() and not noisy.alpha[:, 0].any()
+
+
 # ---- consistency
 
 

@@ -31,6 +31,8 @@ from svdcli.multiview.transforms import (
 MAX_SIDE = 800
 """Pictures are scaled down to this before anything is computed from them."""
 MIN_VIEWS = 3
+SPECK = 0.005
+"""Of the largest piece's area: smaller pieces of what differs from a background are noise."""
 ASSUMED_ELEVATION_DEG, ASSUMED_RADIUS = 10.0, 2.0
 
 
@@ -228,4 +230,14 @@ def key_out(pixels: np.ndarray, source: Path) -> np.ndarray:
             "Give transparent pictures, or masks in a folder `masks` beside them.",
         )
     difference = np.abs(pixels - background).max(axis=2)
-    return np.clip((difference - 0.03) / 0.06, 0, 1).astype(np.float32)
+    return without_specks(np.clip((difference - 0.03) / 0.06, 0, 1).astype(np.float32))
+
+
+def without_specks(alpha: np.ndarray) -> np.ndarray:
+    """Coverage (H, W) without what stands apart from the object and is tiny beside it: noise, above all at the frame's border,
+    where it would say that the frame cuts the object off.
+    """
+    _, labels = cv2.connectedComponents((alpha > 0).astype(np.uint8))
+    solid = np.bincount(labels.ravel(), weights=(alpha > 0.5).ravel())
+    solid[0] = 0
+    return np.where((solid < SPECK * solid.max())[labels], np.float32(0), alpha)
