@@ -49,10 +49,11 @@ def test_torchrun_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(strategy(Machine()), DDPStrategy)
 
 
-def test_deepspeed_is_one_sentence() -> None:
-    with pytest.raises(MachineError, match="not supported yet") as caught:
+def test_deepspeed_where_it_is_absent_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(MachineError, match="not installed") as caught:
         check_machine(Machine(strategy="deepspeed"))
-    assert "fsdp" in caught.value.hint
+    assert "pip install" in caught.value.hint
 
 
 @pytest.mark.parametrize("sections", [{"optim": {"state": "8bit"}}, {"machine": {"precision": "16-mixed"}}])

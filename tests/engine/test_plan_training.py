@@ -76,3 +76,18 @@ def test_bytes_of_moments_are_those_held() -> None:
 
 def test_gpus_have_names_of_their_own() -> None:
     assert len({gpu.name for gpu in GPUS}) == len(GPUS) == 8
+
+
+def test_deepspeed_shares_out_what_its_stage_says(planned: Any) -> None:
+    one = planned()
+    first, second, host = (
+        planned(machine={"devices": 8, "strategy": "deepspeed", "zero_stage": stage}, optim={"state": state})
+        for stage, state in ((1, "full"), (2, "full"), (2, "host"))
+    )
+    trained = one.parameters["trained"]
+    assert first.memory["weights"] == second.memory["weights"] == one.memory["weights"]
+    assert (
+        first.memory["optimizer"] == second.memory["optimizer"] == 12 * trained // 8
+    )  # and a copy of the share
+    assert first.memory["gradients"] == 8 * second.memory["gradients"] == 4 * trained
+    assert host.memory["optimizer"] == 0 and host.host_memory == {"optimizer": 12 * trained // 8}

@@ -66,6 +66,7 @@ OPTIONAL = (
     Part("libusb_package", "libusb-package", "open3d, which links to libusb"),
     Part("trimesh", "trimesh", "reading meshes"),
     Part("scipy", "scipy", "colouring point clouds"),
+    Part("deepspeed", "deepspeed", "training by ZeRO (machine.strategy = deepspeed)"),
     Part("accelerate", "accelerate", "the tests, beside diffusers"),
     Part("diffusers", "diffusers", "pictures of words (svd sample --image-model), and the tests"),
 )

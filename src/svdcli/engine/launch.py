@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision, Precision
 from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from svdcli.engine.compiling import require_compiler
+from svdcli.engine.deepspeed import Zero, require_deepspeed
 from svdcli.engine.recompute import blocks_of
 from svdcli.errors import MachineError
 from svdcli.recipe.recipe import Machine
@@ -23,10 +25,11 @@ LARGE_BLOCK = 4 << 20
 """bytes"""
 
 
-def launch(machine: Machine) -> Fabric:
+def launch(machine: Machine, on_host: bool = False) -> Fabric:
     """A launched Fabric for this machine section; every further process reruns the command.
 
-    Under torchrun the processes are those that it started. Raises MachineError where the devices are absent.
+    on_host: the optimizer's state lives in the host's memory, which is for DeepSpeed to know. Under torchrun the processes are
+    those that it started. Raises MachineError where the devices are absent.
     """
     check_machine(machine)
     if machine.num_threads:
@@ -37,8 +40,8 @@ def launch(machine: Machine) -> Fabric:
             accelerator=machine.accelerator,
             devices=devices,
             num_nodes=nodes,
-            strategy=strategy(machine),
-            precision=machine.precision,
+            strategy=strategy(machine, on_host),
+            precision=None if machine.strategy == "deepspeed" else machine.precision,
         )
     except (ValueError, RuntimeError) as error:
         raise MachineError(
@@ -76,9 +79,13 @@ def is_first() -> bool:
     return next((os.environ[name] == "0" for name in names if name in os.environ), True)
 
 
-def strategy(machine: Machine) -> Any:
+def strategy(machine: Machine, on_host: bool = False) -> Any:
     """What Fabric is to run by, not yet set up."""
     devices, nodes = processes(machine)
+    if machine.strategy == "deepspeed":
+        on_cpu = machine.accelerator == "cpu" or not torch.cuda.is_available()
+        mixed = MixedPrecision("bf16-mixed", "cpu" if on_cpu else "cuda")
+        return Zero(machine.zero_stage, mixed if machine.precision == "bf16-mixed" else Precision(), on_host)
     if machine.strategy == "fsdp":
         return ModelParallelStrategy(_shard, data_parallel_size=devices * nodes, tensor_parallel_size=1)
     if machine.strategy == "ddp" or devices * nodes > 1:
@@ -115,11 +122,8 @@ def check_machine(machine: Machine) -> None:
         raise MachineError("There is one MPS device, not several.", "Set machine.devices to 1.")
     if machine.compile:
         require_compiler()
-    if machine.strategy == "deepspeed":  # clips, accumulates and saves by itself: untested, it is not offered
-        raise MachineError(
-            "machine.strategy = deepspeed is not supported yet.",
-            "Set it to fsdp, which shares out weights, gradients and optimizer as well.",
-        )
+    if machine.strategy == "deepspeed":
+        require_deepspeed()
 
 
 def spread(accelerator: str, devices: int) -> Fabric:

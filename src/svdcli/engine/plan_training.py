@@ -126,7 +126,8 @@ def _prepare(drawn: Sketch, recipe: Recipe) -> nn.Module:
     network = drawn.trained.network
     freeze(network, recipe.optim.freeze)
     adapt(network, recipe)
-    settle_frozen(network, "32-true" if recipe.machine.strategy == "fsdp" else recipe.machine.precision)
+    one_precision = recipe.machine.strategy in ("fsdp", "deepspeed")
+    settle_frozen(network, "32-true" if one_precision else recipe.machine.precision)
     layers = recipe.machine.checkpoint == "layers"
     recompute_blocks(network, recipe.machine.checkpoint_share, layers=layers, offload=recipe.machine.offload)
     return network
@@ -160,13 +161,14 @@ def memory_parts(
     numbers = sum(p.numel() for p in trained)
     averages = 2 if optim.ema == "power" else 1
     sharded = num_devices if strategy == "fsdp" else 1
-    moments = moment_bytes([p.numel() for p in trained], optim.state)
+    gradients_shared = strategy == "deepspeed" and recipe.machine.zero_stage == 2
+    moments = moment_bytes([p.numel() for p in trained], optim.state) // sharded
+    if strategy == "deepspeed":  # which steps copies of its share of the weights
+        moments = (moments + 4 * numbers) // num_devices
     device = {
         "weights": _bytes(network) // sharded,
-        "gradients": 4 * numbers // sharded,
-        "optimizer": 0
-        if optim.state == "host"
-        else moments // (num_devices if strategy == "deepspeed" else sharded),
+        "gradients": 4 * numbers // (num_devices if gradients_shared else sharded),
+        "optimizer": 0 if optim.state == "host" else moments,
         "averages": 4 * numbers * averages // sharded,
     }
     if sharded > 1:  # two blocks at a time are whole, and what lies in none

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from svdcli.engine import deepspeed
 from svdcli.engine.adam import HostAdamW
 from svdcli.engine.adapter import load_weights, saved_weights
 from svdcli.engine.ema import Averages
@@ -53,6 +54,11 @@ class TrainState:
         """Whether each process holds a share only, so that saving and evaluating needs all of them."""
         return any(isinstance(p, DTensor) for p in self.network.parameters())
 
+    @property
+    def shares(self) -> bool:
+        """Whether saving needs all processes: `sharded`, or each holds a share of the optimizer's state."""
+        return self.sharded or deepspeed.is_zero(self.optimizer)
+
     def whole_average(self) -> nn.Module:
         """`average`, whole in the first process; collective where the network is sharded."""
         if not self.sharded:
@@ -66,12 +72,12 @@ class TrainState:
     def save(self, folder: Path, recipe_text: str, write: bool = True) -> None:
         """Write the checkpoint; a kill or a full disk at any instant leaves the last whole one.
 
-        Collective where the network is sharded: then one process alone is to `write`.
+        Collective where `shares`: then one process alone is to `write`.
         """
         state = {
             "network": whole(saved_weights(self.network)),
             "averages": self.averages.state_dict(),
-            "optimizer": dict(self._moments()),
+            "optimizer": {name: held for name, held in self._moments() if write},
             "step": self.step,
             "recipe": recipe_text,
         }
@@ -102,8 +108,13 @@ class TrainState:
 
     def _moments(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """What the optimizer holds of each parameter, by its name."""
+        zero = deepspeed.is_zero(self.optimizer)
         for name, parameter in self._trained().items():
-            held = self.optimizer.state.get(parameter, {})
+            held = (
+                deepspeed.moments(self.optimizer, parameter)
+                if zero
+                else self.optimizer.state.get(parameter, {})
+            )
             yield name, {k: gathered(v) if isinstance(v, Tensor) else v for k, v in held.items()}
 
     def _load_moments(self, saved: Mapping[str, Any]) -> None:
@@ -111,6 +122,9 @@ class TrainState:
         named = self._trained()
         if "param_groups" in saved:  # as checkpoints were before they named their parameters
             saved = dict(zip(named, saved["state"].values(), strict=True)) if saved["state"] else {}
+        if deepspeed.is_zero(self.optimizer):
+            deepspeed.load_moments(self.optimizer, {p: saved.get(name) or {} for name, p in named.items()})
+            return
         on_host = isinstance(self.optimizer, HostAdamW)
         for name, parameter in named.items():
             held = saved.get(name) or {}

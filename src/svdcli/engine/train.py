@@ -60,7 +60,7 @@ def train(
     deadline = time.monotonic() + 60 * (recipe.run.minutes or math.inf)
     with ExitStack() as stack:
         interrupts = stack.enter_context(Interrupts())
-        fabric = launch(recipe.machine)
+        fabric = launch(recipe.machine, recipe.optim.state == "host")
         first = fabric.global_rank == 0
         if first:
             stack.enter_context(lock_run(folder))
@@ -112,9 +112,10 @@ def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainS
     freeze(task.network, optim.freeze)
     adapt(task.network, recipe)
     keep_calibration(task, recipe)
-    sharded = machine.strategy == "fsdp"
-    settle_frozen(task.network, "32-true" if sharded else machine.precision)  # sharding wants one precision
-    if not sharded:  # ... and plain memory
+    sharded, zero = machine.strategy == "fsdp", machine.strategy == "deepspeed"
+    one_precision = sharded or zero  # sharing out wants it, and plain memory
+    settle_frozen(task.network, "32-true" if one_precision else machine.precision)
+    if not one_precision:
         channels_last(task.network)
     layers = machine.checkpoint == "layers"
     recompute_blocks(task.network, machine.checkpoint_share, layers=layers, offload=machine.offload)
@@ -122,12 +123,15 @@ def prepare(fabric: Fabric, recipe: Recipe) -> tuple[Task, _FabricModule, TrainS
     averages.module.to(fabric.device)
     if machine.compile:
         compile_blocks(task.network)
-    network = fabric.setup_module(task.network)
+    if zero:  # which sees to it where the optimizer's state lives
+        whole = optim.model_copy(update={"state": "full"})
+        network, optimizer = fabric.setup(task.network, build_optimizer(task.network, whole))
+    else:
+        network = fabric.setup_module(task.network)
+        optimizer = fabric.setup_optimizers(build_optimizer(task.network, optim))
     plain = copy.deepcopy(averages.module).cpu() if sharded and fabric.global_rank == 0 else None
     if sharded:
         fabric.setup_module(averages.module)
-    optimizer = fabric.setup_optimizers(build_optimizer(task.network, optim))
-    assert isinstance(optimizer, torch.optim.Optimizer)  # one in, one out
     scaler = getattr(fabric.strategy.precision, "scaler", None)
     state = TrainState(task.network, averages, optimizer, scaler, plain=plain)
     if (run.folder / CHECKPOINT).exists():
@@ -167,7 +171,7 @@ def fit(
 def save(fabric: Fabric, state: TrainState, recipe: Recipe) -> None:
     """The checkpoint, written by the first process, and those before it as `run.keep` says."""
     run, first = recipe.run, fabric.global_rank == 0
-    if first or state.sharded:
+    if first or state.shares:
         state.save(run.folder, recipe.model_dump_json(indent=1), write=first)
     if first:
         keep_checkpoint(run.folder, state.step, run.keep, run.keep_every)

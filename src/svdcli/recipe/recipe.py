@@ -149,7 +149,9 @@ class Machine(Section):
     """machines; torchrun or SLURM starts the command on each"""
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     """auto: one device, or ddp on several; ddp: each device holds the whole model; fsdp: each a share of it;
-    deepspeed is known, and refused with a sentence"""
+    deepspeed: each the whole network and a share of the rest, where that package is installed"""
+    zero_stage: Literal[1, 2] = 2
+    """what deepspeed shares out: Adam's two moments (1), and the gradients too (2)"""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     checkpoint: Literal["none", "blocks", "layers"] | Fraction = "none"
     """of which blocks the activations are computed again for the gradients, instead of kept: none, all, or a share;
@@ -172,6 +174,14 @@ class Machine(Section):
     def _check_offload(self) -> Machine:
         if self.offload and not self.checkpoint_share:
             raise ValueError("offload moves what checkpoint keeps: set machine.checkpoint too")
+        return self
+
+    @model_validator(mode="after")
+    def _check_zero(self) -> Machine:
+        if self.strategy != "deepspeed" and self.zero_stage != 2:
+            raise ValueError("zero_stage is deepspeed's: set machine.strategy to it, or leave it out")
+        if self.strategy == "deepspeed" and self.compile:
+            raise ValueError("compile needs machine.strategy auto, ddp or fsdp")
         return self
 
 
@@ -207,10 +217,13 @@ class Recipe(Section):
     def _check_strategy(self) -> Recipe:
         strategy = self.machine.strategy
         if strategy in ("fsdp", "deepspeed"):
-            if self.optim.state != "full":
+            small = self.optim.state != "full"
+            if small and not (strategy == "deepspeed" and self.optim.state == "host"):
                 raise ValueError(f"optim.state = {self.optim.state!r} needs machine.strategy auto or ddp")
             if self.task.kind == "vae":
                 raise ValueError(f"an autoencoder is small: train it with ddp, not with {strategy}")
+            if getattr(self.task, "image_share", 0):
+                raise ValueError(f"task.image_share leaves layers out on some devices: not with {strategy}")
             if self.machine.precision == "16-mixed":
                 raise ValueError(f"machine.strategy = {strategy!r} needs precision 32-true or bf16-mixed")
         return self
