@@ -68,17 +68,22 @@ def test_the_key(value: object, share: float, toy: ModuleType) -> None:
 def test_what_is_cheap_is_computed_again_to_the_bit_and_nothing_else(
     toy: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`lightly`: the same gradients and matrix products from less memory."""
+    """Written out (`gradients`), by `lightly`, and kept: the same gradients and matrix products, from less memory."""
     results = []
-    for light in (True, False):
-        if not light:
-            for module in (blocks, attention):
+    for way in ("written out", "lightly", "kept"):
+        for module in (blocks, attention):
+            if way != "written out":
+                monkeypatch.setattr(module, "by_hand", lambda *tensors: False)
+            if way == "kept":
                 monkeypatch.setattr(module, "lightly", lambda function, *inputs: function(*inputs))
         torch.manual_seed(0)
         unet = UNet(toy.CONFIG)
         with FlopCounterMode(display=False) as counter:
             found, size = step(unet, toy)
         results.append((found, size, counter.get_total_flops()))
-    (light, less, flops), (plain, more, same_flops) = results
+    (written, least, fewest), (light, less, flops), (plain, more, same_flops) = results
     assert light.keys() == plain.keys() and all(torch.equal(light[n], plain[n]) for n in plain)
     assert less < 0.7 * more and flops == same_flops
+    for name, gradient in written.items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-6)
+    assert least < 1.05 * less and 0.95 * flops < fewest <= flops

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from svdcli.model.blocks import SLICE, Mixer, is_plain, lightly
 from svdcli.model.embedding import EmbeddingMLP, sinusoid
+from svdcli.model.gradients import by_hand, gated_linear
 
 FEED_FORWARD_ROWS = 1 << 25
 """Inference keeps the hidden layer of a feed-forward below this many numbers, by slicing the tokens."""
@@ -135,7 +136,10 @@ class FeedForward(nn.Module):
         if torch.is_grad_enabled():
             projection, out = self.net[0], self.net[2]
             assert isinstance(projection, GEGLU)
-            return lightly(lambda *halves: out(gated(*halves)), *projection.halves(x))
+            value, gate = projection.halves(x)
+            if is_plain(out) and by_hand(value, gate, out.weight):
+                return gated_linear(value, gate, out)
+            return lightly(lambda *halves: out(gated(*halves)), value, gate)
         if size >= len(tokens):
             return self.net[2](self.net[0](x))
         return torch.cat([self.net[2](self.net[0](part)) for part in tokens.split(size)]).view(x.shape)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from svdcli.model.gradients import by_hand, norm_conv
 
 NUM_GROUPS = 32
 """Groups of every GroupNorm in the published weights. A narrow network must take fewer: with one or two
@@ -106,8 +109,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, i
     )
 
 
-def conv_with_shift(conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None) -> Tensor:
-    """Convolve frames (B T, C, H, W) and add a shift (1 or B T, C') to every place of each.
+def conv_with_shift(
+    conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None, norm: nn.GroupNorm | None = None
+) -> Tensor:
+    """Convolve frames (B T, C, H, W) and add a shift (1 or B T, C') to every place of each. norm: see `normed`.
 
     One shift for all goes into the bias, for nothing. Several are added, each frame its own.
     """
@@ -115,17 +120,25 @@ def conv_with_shift(conv: nn.Conv2d, x: Tensor, shift: Tensor | None = None) -> 
         bias, height, width = conv.bias, *conv.kernel_size
         if shift is not None and shift.shape[0] == 1:
             bias, shift = (shift[0] if bias is None else shift[0] + bias), None
-        out = conv2d(x, conv.weight, bias, (height // 2, width // 2))
+        if norm is None:
+            out = conv2d(x, conv.weight, bias, (height // 2, width // 2))
+        else:
+            out = norm_conv(norm, x, conv.weight, bias)
     else:
         out = conv(x)
     return out if shift is None else out.add_(shift[:, :, None, None])
 
 
 def time_conv(
-    conv: nn.Conv3d, x: Tensor, *, shift: Tensor | None = None, gain: Tensor | None = None
+    conv: nn.Conv3d,
+    x: Tensor,
+    *,
+    shift: Tensor | None = None,
+    gain: Tensor | None = None,
+    norm: nn.GroupNorm | None = None,
 ) -> Tensor:
     """A (3, 1, 1) convolution of clips (B, C, T, H·W): gain · conv(x) + shift, a shift (1 or B, C') a clip, or (B, C', T) a
-    frame.
+    frame. norm: see `normed`.
 
     Gain, and shift where it is one, go into weight and bias, for nothing.
     """
@@ -135,13 +148,24 @@ def time_conv(
             weight, bias = weight * gain, None if bias is None else bias * gain
         if shift is not None and shift.shape[0] == 1 and shift.ndim == 2:
             bias, shift = (shift[0] if bias is None else shift[0] + bias), None
-        out = F.conv2d(x, weight, bias, padding=(1, 0))
+        out = F.conv2d(x, weight, bias, padding=(1, 0)) if norm is None else norm_conv(norm, x, weight, bias)
     else:
         out = conv(x[..., None])[..., 0]
         out = out if gain is None else out * gain
     if shift is None:
         return out
     return out.add_(shift[..., None] if shift.ndim == 3 else shift[:, :, None, None])
+
+
+def normed(
+    convolve: Callable[..., Tensor], norm: nn.GroupNorm, conv: nn.Module, x: Tensor, **changes: Tensor | None
+) -> Tensor:
+    """convolve(conv, silu(norm(x)), **changes), of which autograd keeps x alone; `convolve` takes norm and SiLU upon itself
+    where it is given the norm.
+    """
+    if is_plain(conv) and by_hand(x, norm.weight, *conv.parameters()):
+        return convolve(conv, x, norm=norm, **changes)
+    return lightly(lambda x: convolve(conv, norm_silu(norm, x), **changes), x)
 
 
 class ResBlock(nn.Module):
@@ -169,8 +193,8 @@ class ResBlock(nn.Module):
 
     def block(self, x: Tensor, shift: Tensor | None) -> Tensor:
         """The frames (N, C, H, W) with their shifts (1 or N, C'), each frame by itself."""
-        h = lightly(lambda x: conv_with_shift(self.conv1, norm_silu(self.norm1, x), shift), x)
-        h = lightly(lambda h: conv_with_shift(self.conv2, norm_silu(self.norm2, h)), h)
+        h = normed(conv_with_shift, self.norm1, self.conv1, x, shift=shift)
+        h = normed(conv_with_shift, self.norm2, self.conv2, h)
         return h.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -190,12 +214,12 @@ class TemporalResBlock(nn.Module):
         shift = self.time_emb_proj(emb) if self.time_emb_proj is not None else None
         if shift is not None and shift.shape[0] > x.shape[0]:
             shift = shift.unflatten(0, (x.shape[0], -1)).movedim(1, 2)
-        h = lightly(lambda x: self.convolved(self.norm1, self.conv1, x, shift=shift), x)
-        return lightly(lambda h: self.convolved(self.norm2, self.conv2, h, gain=gain), h)
+        h = normed(self.convolved, self.norm1, self.conv1, x, shift=shift)
+        return normed(self.convolved, self.norm2, self.conv2, h, gain=gain)
 
     @staticmethod
-    def convolved(norm: nn.GroupNorm, conv: nn.Conv3d, x: Tensor, **changes: Tensor | None) -> Tensor:
-        return by_columns(lambda part: time_conv(conv, part, **changes), norm_silu(norm, x))
+    def convolved(conv: nn.Conv3d, x: Tensor, **changes: Any) -> Tensor:
+        return by_columns(lambda part: time_conv(conv, part, **changes), x)
 
 
 class Mixer(nn.Module):
