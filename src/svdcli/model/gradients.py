@@ -62,17 +62,21 @@ class _NormConv(Function):
         ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor | None,
         groups: int, eps: float,
     ) -> Tensor:  # fmt: skip
-        normed, mean, rstd = _group_norm(x, gamma, beta, groups, eps)
-        ctx.save_for_backward(x, gamma, beta, weight, mean, rstd)
-        ctx.groups, ctx.eps = groups, eps
-        return F.conv2d(F.silu(normed, inplace=True), weight, bias, padding=_padding(weight))
+        ctx.save_for_backward(x, gamma, beta, weight)
+        ctx.norm = groups, eps
+        hidden = F.silu(F.group_norm(x, groups, gamma, beta, eps), inplace=True)
+        return F.conv2d(hidden, weight, bias, padding=_padding(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, beta, weight, mean, rstd = ctx.saved_tensors
-        (grad,) = grads
-        normed = _group_norm(x, gamma, beta, ctx.groups, ctx.eps)[0]
-        hidden = F.silu(normed)
+        *inputs, weight = ctx.saved_tensors
+        (grad,), (groups, eps) = grads, ctx.norm
+        with (
+            torch.enable_grad()
+        ):  # of a frozen norm too: torch (2.13) dies where it is asked for some of the three
+            inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+            normed = F.group_norm(inputs[0], groups, inputs[1], inputs[2], eps)
+        hidden = F.silu(normed.detach())
         over_time = weight.shape[2:] == (3, 1)
         wanted = [True, ctx.needs_input_grad[3] and not over_time, ctx.needs_input_grad[4] and not over_time]
         of_hidden, of_weight, of_bias = Ops.convolution_backward(
@@ -92,21 +96,8 @@ class _NormConv(Function):
             of_weight = _taps(grad, hidden) if ctx.needs_input_grad[3] else None
             of_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
         del hidden
-        of_normed = Ops.silu_backward.grad_input(of_hidden, normed, grad_input=of_hidden)
-        batch, channels = x.shape[:2]
-        size = x[0, 0].numel()
-        # All three, also of a frozen norm: torch (2.13) dies in channels-last memory where it is asked for some.
-        of_x, of_gamma, of_beta = Ops.native_group_norm_backward(
-            of_normed, x, mean, rstd, gamma, batch, channels, size, ctx.groups, [True, True, True]
-        )
-        return of_x, of_gamma, of_beta, of_weight, of_bias, None, None
-
-
-def _group_norm(
-    x: Tensor, gamma: Tensor, beta: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-> the normed, means, and the reciprocals of the deviations."""
-    return Ops.native_group_norm(x, gamma, beta, x.shape[0], x.shape[1], x[0, 0].numel(), groups, eps)
+        Ops.silu_backward.grad_input(of_hidden, normed.detach(), grad_input=of_hidden)
+        return (*torch.autograd.grad(normed, inputs, of_hidden), of_weight, of_bias, None, None)
 
 
 def _padding(weight: Tensor) -> list[int]:
