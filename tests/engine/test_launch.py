@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -56,11 +57,19 @@ def test_deepspeed_where_it_is_absent_is_one_sentence(monkeypatch: pytest.Monkey
     assert "pip install" in caught.value.hint
 
 
-@pytest.mark.parametrize("sections", [{"optim": {"state": "8bit"}}, {"machine": {"precision": "16-mixed"}}])
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"optim": {"state": "8bit"}},
+        {"machine": {"precision": "16-mixed"}},
+        {"task": {"kind": "t2v", "image_share": 0.5}},
+    ],
+)
 def test_what_sharding_cannot_do_is_a_recipe_error(
-    toy: ModuleType, tmp_path: Path, sections: dict[str, dict[str, str]]
+    toy: ModuleType, tmp_path: Path, sections: dict[str, dict[str, Any]], strategy: str
 ) -> None:
-    machine = {"strategy": "fsdp"} | sections.get("machine", {})
+    machine = {"strategy": strategy} | sections.get("machine", {})
     with pytest.raises(RecipeError, match="strategy"):
         toy.toy_recipe(tmp_path, **(sections | {"machine": machine}))
 

@@ -222,8 +222,10 @@ class Recipe(Section):
                 raise ValueError(f"optim.state = {self.optim.state!r} needs machine.strategy auto or ddp")
             if self.task.kind == "vae":
                 raise ValueError(f"an autoencoder is small: train it with ddp, not with {strategy}")
-            if getattr(self.task, "image_share", 0):
-                raise ValueError(f"task.image_share leaves layers out on some devices: not with {strategy}")
+            if getattr(self.task, "image_share", 0):  # they wait for one another's gradients for ever, or die
+                raise ValueError(
+                    "task.image_share leaves layers out on some devices: set machine.strategy to ddp"
+                )
             if self.machine.precision == "16-mixed":
                 raise ValueError(f"machine.strategy = {strategy!r} needs precision 32-true or bf16-mixed")
         return self
