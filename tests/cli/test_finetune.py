@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from svdcli.cli.app import main
+from svdcli.engine.finetuning import recipe_for
 from svdcli.io.video import write_video
 from svdcli.model.bundle import open_bundle
 from svdcli.recipe.recipe import load_recipe
@@ -72,6 +73,14 @@ def test_the_bundle_says_shape_and_size(run: Run, quick_bundle_path: Path) -> No
     assert not Path("runs").exists()
     assert run("i2v", "clips", "--from", quick_bundle_path, *changes(), "--show-batch", "b.png")[0] == 0
     assert Path("b.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_lora_of_a_small_network_is_learned_at_half_its_size(run: Run) -> None:
+    recipe = recipe_for("camera-lora", "clips", "nano", None, [])
+    assert (recipe.data.width, recipe.data.height, recipe.task.num_frames) == (128, 72, (8, 14))
+    assert recipe_for("camera-lora", "clips", "nano", None, ["data.width=256"]).data.width == 256
+    recipe = recipe_for("i2v", "clips", "nano", None, [])
+    assert (recipe.data.width, recipe.data.height, recipe.task.num_frames) == (256, 144, (25,))
 
 
 def test_text_from_a_bundle_with_words(run: Run, text_bundle_path: Path) -> None:
