@@ -12,6 +12,8 @@ import torch
 
 from svdcli.cli.app import main
 from svdcli.engine.finetuning import recipe_for
+from svdcli.engine.preflight import check
+from svdcli.errors import InputError
 from svdcli.io.video import write_video
 from svdcli.model.bundle import open_bundle
 from svdcli.recipe.recipe import load_recipe
@@ -91,6 +93,19 @@ def test_text_from_a_bundle_with_words(run: Run, text_bundle_path: Path) -> None
     assert "drop_text" in Path("out/recipe.json").read_text()
 
 
+def test_a_model_of_words_becomes_one_of_pictures_but_gets_no_lora_of_them(
+    run: Run, text_bundle_path: Path
+) -> None:
+    code, _, stderr = run("camera-lora", "clips", "--from", text_bundle_path, *changes())
+    assert code == 4 and "is a text-to-video model, not an image-to-video model" in stderr
+    recipe = recipe_for("camera-lora", "clips", "nano", None, [f"task.start={text_bundle_path}"])
+    with pytest.raises(InputError, match="is a text-to-video model, not an image-to-video model"):
+        check(recipe)  # an adapter cannot widen the network that it adapts
+    code, _, stderr = run("i2v", "clips", "--from", text_bundle_path, "--run", "out", *changes())
+    assert code == 0, stderr
+    assert open_bundle(Path("out/bundle")).task == "i2v"
+
+
 def test_a_recipe_of_the_kind_is_followed(run: Run, quick_bundle_path: Path) -> None:
     recipe = shipped_path("recipes", "nano", "finetune", "i2v.toml")
     code, _, stderr = run("t2v", recipe)
@@ -112,6 +127,7 @@ def test_what_cannot_be(run: Run, quick_bundle_path: Path, text_bundle_path: Pat
         "t2v", "clips", "--from", quick_bundle_path, *changes("data.held_out_share=0.5")
     )
     assert (code, stdout) == (4, "") and "is an image-to-video model, not a text-to-video model" in stderr
+    assert "trained with captions" in stderr
     code, _, stderr = run("i2v", "nowhere", "--from", quick_bundle_path, *changes())
     assert code == 4 and "nowhere" in stderr
     code, _, stderr = run("i2v", "clips", "--from", "no-such-bundle")
