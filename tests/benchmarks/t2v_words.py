@@ -34,22 +34,22 @@ from small_text import save_small_text_encoder  # noqa: E402
 
 Frames = npt.NDArray[np.uint8]
 THINGS = {
+    "cars on a road": ("intel_samples__car-detection_gif.mp4",),
+    "bottles on a table": ("intel_samples__bottle-detection.mp4",),
     "people in a yard": ("opencv__vtest.mp4",),
     "a man signs": ("intel_asl__again.mkv", "intel_asl__help.mkv"),
     "a dog on a path": ("sam2__01_dog.mp4",),
 }
-"""What is seen, and where; the last fifth of each video is held out. Each has texture enough for the probe of moves."""
+"""What is seen, and where; the last fifth of each video is held out."""
 MOVES: dict[str, Class] = {"pans left": "pan_left", "pans right": "pan_right", "zooms in": "zoom_in"}
 """What the camera does: all of them about as much, so that the motion bucket does not tell what the words are to tell."""
 SIZE, NUM_FRAMES, FPS = (128, 72), 8, 7.0
-TRAINED, HELD_OUT = 12, 4
+TRAINED, HELD_OUT = 8, 2
 """Clips of each thing and move."""
 PANNED, CLOSEST = 0.8, 0.6
 """Sides of the view that pans, and of the one that zooms in at its end, as shares of the frame's."""
 HELD_OUT_SHARE = 0.2
-NUM_TOKENS = 12
-"""Of a caption: no more than its words and ends, so that padding does not outweigh the one word that tells left from right."""
-SEEDS = (0, 1, 2, 3)
+SEEDS = (0, 1)
 THUMBNAIL = (16, 9)
 
 
@@ -95,7 +95,7 @@ def make(videos: Path, work: Path) -> None:
                 )
                 write_video(work / "clips" / f"{name}.mp4", clip, FPS, {}, "mp4")
                 (work / "clips" / f"{name}.txt").write_text(caption(thing, move))
-    save_small_text_encoder(work / "text", [caption(t, m) for t in THINGS for m in MOVES], 64, NUM_TOKENS)
+    save_small_text_encoder(work / "text", [caption(t, m) for t in THINGS for m in MOVES], 64)
 
 
 # ---- the probes ----------------------------------------------------------------------------------------
