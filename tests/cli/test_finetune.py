@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from svdcli.cli.app import main
+from svdcli.engine.finetuning import recipe_for
+from svdcli.engine.preflight import check
+from svdcli.errors import InputError
 from svdcli.io.video import write_video
 from svdcli.model.bundle import open_bundle
 from svdcli.recipe.recipe import load_recipe
@@ -74,12 +77,33 @@ def test_the_bundle_says_shape_and_size(run: Run, quick_bundle_path: Path) -> No
     assert Path("b.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_lora_of_a_small_network_is_learned_at_half_its_size(run: Run) -> None:
+    recipe = recipe_for("camera-lora", "clips", "nano", None, [])
+    assert (recipe.data.width, recipe.data.height, recipe.task.num_frames) == (128, 72, (8, 14))
+    assert recipe_for("camera-lora", "clips", "nano", None, ["data.width=256"]).data.width == 256
+    recipe = recipe_for("i2v", "clips", "nano", None, [])
+    assert (recipe.data.width, recipe.data.height, recipe.task.num_frames) == (256, 144, (25,))
+
+
 def test_text_from_a_bundle_with_words(run: Run, text_bundle_path: Path) -> None:
     Path("clips/a.txt").write_text("a drifting wall of tiles")
     code, stdout, stderr = run("t2v", "clips", "--from", text_bundle_path, "--run", "out", *changes())
     assert code == 0, stderr
     assert open_bundle(Path("out/bundle")).task == "t2v"
     assert "drop_text" in Path("out/recipe.json").read_text()
+
+
+def test_a_model_of_words_becomes_one_of_pictures_but_gets_no_lora_of_them(
+    run: Run, text_bundle_path: Path
+) -> None:
+    code, _, stderr = run("camera-lora", "clips", "--from", text_bundle_path, *changes())
+    assert code == 4 and "is a text-to-video model, not an image-to-video model" in stderr
+    recipe = recipe_for("camera-lora", "clips", "nano", None, [f"task.start={text_bundle_path}"])
+    with pytest.raises(InputError, match="is a text-to-video model, not an image-to-video model"):
+        check(recipe)  # an adapter cannot widen the network that it adapts
+    code, _, stderr = run("i2v", "clips", "--from", text_bundle_path, "--run", "out", *changes())
+    assert code == 0, stderr
+    assert open_bundle(Path("out/bundle")).task == "i2v"
 
 
 def test_a_recipe_of_the_kind_is_followed(run: Run, quick_bundle_path: Path) -> None:
@@ -103,6 +127,7 @@ def test_what_cannot_be(run: Run, quick_bundle_path: Path, text_bundle_path: Pat
         "t2v", "clips", "--from", quick_bundle_path, *changes("data.held_out_share=0.5")
     )
     assert (code, stdout) == (4, "") and "is an image-to-video model, not a text-to-video model" in stderr
+    assert "trained with captions" in stderr
     code, _, stderr = run("i2v", "nowhere", "--from", quick_bundle_path, *changes())
     assert code == 4 and "nowhere" in stderr
     code, _, stderr = run("i2v", "clips", "--from", "no-such-bundle")

@@ -116,6 +116,20 @@ def test_a_lora_of_another_bundle_is_refused(
     assert "It was trained on" in said and not (tmp_path / "x.mp4").exists()
 
 
+def test_a_lora_of_another_base_with_the_same_layers_is_warned_of(
+    run: Run, lora: Path, tiny_bundle_path: Path
+) -> None:
+    shapes = open_bundle(tiny_bundle_path).shapes("unet")
+    name = next(name for name in shapes if name.endswith("attn1.to_q.weight"))
+    change = Change(torch.ones(1, shapes[name][1]), torch.ones(shapes[name][0], 1))
+    save_diffusers(
+        Path("other.safetensors"), {name.removesuffix(".weight"): change}, {"r": 1}, LoraInfo(base="svd-xt")
+    )
+    code, _, stderr = run("other.safetensors")
+    assert code == 0 and "other.safetensors was trained on svd-xt, and this is" in stderr
+    assert "and this is" not in run(str(lora))[2]
+
+
 def test_info_says_what_it_is(lora: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "info", str(lora)]) == 0
     captured = capfd.readouterr()

@@ -14,7 +14,7 @@ from svdcli.engine.tasks.parts import as_reference, require_image_encoder, vae_b
 from svdcli.engine.tasks.text import require_text
 from svdcli.io.files import check_writable
 from svdcli.io.lock import require_free
-from svdcli.model.bundle import open_bundle
+from svdcli.model.bundle import BundleFiles, open_bundle
 from svdcli.model.perceptual import perceptual_weights
 from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.resume import resume_recipe
@@ -36,7 +36,7 @@ STARTS: dict[type, tuple[str, ...]] = {
     InterpolationTask: ("t2v", "i2v", "interp"),
     MultiViewTask: ("image", "t2v", "i2v", "multiview"),
 }
-"""Which bundles a task can go on from."""
+"""Which bundles a task can go on from; with an adapter only those of its own kind, as new inputs would stay silent."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def check(recipe: Recipe) -> Start:
     task = recipe.task
     if isinstance(task, DiffusionTask):
         _check_diffusion(task)
+        if task.start is not None:
+            require_start(recipe, open_bundle(as_reference(task.start)))
     else:
         if task.start is not None:
             vae_bundle(task.start)
@@ -90,14 +92,18 @@ def check_surroundings(recipe: Recipe) -> tuple[int, int]:
     return count_videos(recipe.data)
 
 
+def require_start(recipe: Recipe, files: BundleFiles) -> None:
+    """Raise InputError unless the recipe can go on from that bundle."""
+    assert isinstance(recipe.task, DiffusionTask)
+    starts = STARTS[type(recipe.task)] if recipe.adapter is None else (recipe.task.kind,)
+    if files.task not in starts:
+        files.require_task(starts[-1])
+
+
 def _check_diffusion(task: DiffusionTask) -> None:
-    """Raise InputError where the autoencoder, the start or the text encoder of a task is not what it can use."""
+    """Raise InputError where the autoencoder, the image encoder or the text encoder of a task is not what it can use."""
     vae_bundle(task.vae)
     parse_guidance(task.guidance, max(getattr(task, "num_frames", (1,))))
-    if task.start is not None:
-        files = open_bundle(as_reference(task.start))
-        if files.task not in STARTS[type(task)]:
-            files.require_task(STARTS[type(task)][-1])
     if isinstance(task, GivenTask) and task.image_encoder is not None:
         require_image_encoder(task.image_encoder, task.context_dim)
     if isinstance(task, TextTask) and task.text is not None:

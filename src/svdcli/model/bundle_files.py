@@ -52,6 +52,12 @@ TASKS = {
     "interp": "an interpolation model",
     "": "no diffusion model that svd knows",
 }
+WANTED = {
+    "t2v": "Give one that was trained with captions; `svd train stage2` makes one of an image model.",
+    "interp": "Give one that `svd finetune interp` made.",
+    "multiview": "Give SV3D's file, or a bundle that `svd finetune multiview` made.",
+}
+"""Where a bundle of that task comes from, where it is none of Stability's videos."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +117,9 @@ class BundleFiles:
             return
         task = tasks[0]
         what = TASKS.get(self.task, f"a model of the task {self.task}")
-        hint = "Give an SVD bundle; `svd models list` shows those on this machine."
+        hint = WANTED.get(task, "Give an SVD bundle; `svd models list` shows those on this machine.")
         if self.task == "multiview":
             hint = "It turns an object round: `svd sample --orbit`. For videos use svd or svd-xt."
-        if task == "multiview":
-            hint = "Give SV3D's file, or a bundle that `svd finetune multiview` made."
         raise InputError(f"{self.name} is {what}, not {TASKS.get(task, task)}.", hint)
 
     def build(self, part: str) -> nn.Module:
