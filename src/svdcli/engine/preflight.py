@@ -14,7 +14,8 @@ from svdcli.engine.tasks.parts import as_reference, require_image_encoder, vae_b
 from svdcli.engine.tasks.text import require_text
 from svdcli.io.files import check_writable
 from svdcli.io.lock import require_free
-from svdcli.model.bundle import BundleFiles, open_bundle
+from svdcli.model.bundle import open_bundle
+from svdcli.model.bundle_files import BundleFiles
 from svdcli.model.perceptual import perceptual_weights
 from svdcli.recipe.recipe import Recipe
 from svdcli.recipe.resume import resume_recipe
