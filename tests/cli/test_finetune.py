@@ -148,7 +148,8 @@ def test_footage_that_stands_still_is_warned_of_and_mixed_rates_are_said(
 ) -> None:
     for far, (name, fps) in enumerate((("a", 8.0), ("b", 8.0), ("c", 16.0)), 1):
         still = np.full((24, 64, 64, 3), 90, np.uint8)
-        still[:23, 20:40, 20:40] = still[23:, 20:40, 20 + far : 40 + far] = 190  # the last frame's alone moves
+        still[:23, 20:40, 20:40] = 190
+        still[23:, 20:40, 20 + far : 40 + far] = 190  # all that moves, and in the last frame alone
         write_video(Path(f"clips/{name}.mp4"), still, fps, {}, "mp4")
     code, _, stderr = run("i2v", "clips", "--from", quick_bundle_path, *changes(), "--run", "runs/still")
     assert code == 0 and "the model will learn not to move" in stderr, stderr

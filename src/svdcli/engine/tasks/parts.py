@@ -14,6 +14,7 @@ from torch import nn
 from svdcli.data.motion import MotionCalibration
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_folder
+from svdcli.model import hub
 from svdcli.model.bundle import open_bundle, open_part
 from svdcli.model.bundle_files import STEMS, BundleFiles
 from svdcli.model.image_encoder import ImageEncoder
@@ -40,7 +41,8 @@ def vae_bundle(source: Path) -> BundleFiles:
     try:
         if (source / "vae" / "config.json").is_file():
             return open_part(source, "vae")
-        files = None if source.is_dir() else open_bundle(as_reference(source))
+        is_run = source.is_dir() and not (source / hub.INDEX).is_file()
+        files = None if is_run else open_bundle(as_reference(source))
     except InputError:
         if source.is_dir():
             raise
