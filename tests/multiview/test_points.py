@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from svdcli.errors import InputError, UsageError
-from svdcli.multiview.cameras import Orbit, static_orbit
+from svdcli.multiview.cameras import Cameras, Orbit, static_orbit
 from svdcli.multiview.consistency import calibrate, check_views, refuse_reversed
 from svdcli.multiview.ends import with_flat_ends
 from svdcli.multiview.export import FORMATS, export
@@ -85,14 +85,26 @@ def test_the_underside_of_a_table_is_level_and_a_sphere_stays_round(
     assert volume > 0.93 * np.pi / 6  # of the sphere, after the cut
 
 
-def test_an_object_that_the_frames_cut_off_still_gets_flat_ends(cube: Mesh) -> None:
+def cut_off(cube: Mesh, side: int) -> tuple[np.ndarray, Cameras]:
+    """Masks of the cube that frames of 128 pixels would hold, in smaller ones."""
     orbit = static_orbit(25, 12)
     cameras = orbit.cameras(orbit.enclosing_radius(cube.vertices), side=128)
     middle = cameras.intrinsics.copy()
-    middle[:, :2, 2] = 55
-    cameras = replace(cameras, intrinsics=middle, width=110, height=110)
+    middle[:, :2, 2] = side / 2
+    cameras = replace(cameras, intrinsics=middle, width=side, height=side)
     alpha = np.stack([view.rgba[..., 3] / np.float32(255) for view in render(cube, cameras)])
     assert (alpha[:, [0, -1]] > 0.5).any()
+    return alpha, cameras
+
+
+@pytest.mark.parametrize("side", [100, 80])
+def test_the_hull_of_what_most_frames_cut_off_stays_within_reach(cube: Mesh, side: int) -> None:
+    field = visual_hull(*cut_off(cube, side), 48)
+    assert np.abs(field.points(field.values > 0)).max() < 1  # the cube's sides are at 0.5
+
+
+def test_an_object_that_the_frames_cut_off_still_gets_flat_ends(cube: Mesh) -> None:
+    alpha, cameras = cut_off(cube, 110)
     field = visual_hull(alpha, cameras, 48)
     cut = field.points(with_flat_ends(field, alpha, cameras) > 0)[:, 2]
     assert cut.min() == pytest.approx(-0.5, abs=0.05) and cut.max() == pytest.approx(0.5, abs=0.05)

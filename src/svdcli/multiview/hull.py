@@ -19,6 +19,7 @@ from svdcli.multiview.sampling import bilinear
 
 _UNKNOWN = np.float32(1e3)
 _CHUNK = 1 << 18
+_MARGIN = 1.5  # of the first cube around what the masks reach
 _FINER = 2  # masks are looked at twice as finely as their pixels, so that half-covered ones count as such
 
 
@@ -149,11 +150,15 @@ def _first_box(alpha: np.ndarray, cameras: Cameras) -> tuple[np.ndarray, float]:
         0
     ]
     distances = np.linalg.norm(cameras.centres - centre, axis=1)
-    return centre, float(np.median(np.array(reaches) * distances)) * 1.5
+    return centre, float(np.median(np.array(reaches) * distances)) * _MARGIN
 
 
 def _tight_box(silhouettes: Silhouettes, centre: np.ndarray, half: float) -> tuple[np.ndarray, np.ndarray]:
-    """The box of what a coarse hull fills, with a margin; a first cube that is too small grows."""
+    """The box of what a coarse hull fills, with a margin; a first cube that is too small grows.
+
+    Where it never closes, as nothing carves what lies beyond the frames of most views, it is what the masks reach.
+    """
+    first = centre - half / _MARGIN, centre + half / _MARGIN
     for _ in range(4):
         step = 2 * half / 40
         field = _evaluate(silhouettes, centre - half, np.array([41, 41, 41]), step)
@@ -164,7 +169,7 @@ def _tight_box(silhouettes: Silhouettes, centre: np.ndarray, half: float) -> tup
             return field.low + (inside.min(axis=0) - 1) * step, field.low + (inside.max(axis=0) + 1) * step
         half *= 1.5
     else:
-        return field.low, field.high
+        return first
     raise InputError(
         "The silhouettes have nothing in common.", "Run svd points --check: cameras or masks are wrong."
     )
