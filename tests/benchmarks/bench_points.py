@@ -32,6 +32,7 @@ from scipy.spatial import cKDTree
 from svdcli.errors import InputError
 from svdcli.multiview.cameras import Cameras, Orbit, dynamic_orbit, static_orbit
 from svdcli.multiview.consistency import calibrate, check_views, refuse_reversed
+from svdcli.multiview.cutout import over_white
 from svdcli.multiview.export import export
 from svdcli.multiview.hull import Surface
 from svdcli.multiview.meshes import Mesh, load_mesh
@@ -142,8 +143,9 @@ def render_views(mesh: Mesh, orbit: Orbit, side: int) -> Views:
     cameras = orbit.cameras(orbit.enclosing_radius(mesh.vertices), side=side)
     rgba = np.stack([view.rgba for view in render(mesh, cameras)]).astype(np.float32) / 255
     alpha = rgba[..., 3]
-    over_white = rgba[..., :3] * alpha[..., None] + 1 - alpha[..., None]
-    return Views(over_white, alpha, cameras, tuple(f"{view}" for view in range(len(cameras))))
+    return Views(
+        over_white(rgba[..., :3], alpha), alpha, cameras, tuple(f"{view}" for view in range(len(cameras)))
+    )
 
 
 def faulty(views: Views) -> dict[str, tuple[Views, int]]:

@@ -59,9 +59,7 @@ def recipe_for(
     if kind != "multiview" or files.task == kind:  # views of objects are square
         data |= {"width": settings.width, "height": settings.height}
     if kind == "camera-lora" and small:
-        task["num_frames"] = [length for length in frames if length <= settings.num_frames] or task[
-            "num_frames"
-        ]
+        task["num_frames"] = [n for n in frames if n <= settings.num_frames] or task["num_frames"]
         data |= {"width": half(settings.width), "height": half(settings.height)}
     data["source"] = source
     if files.task == kind == "multiview":
@@ -78,7 +76,7 @@ def recipe_for(
 
 def half(side: int) -> int:
     """Of a side in pixels, in whole latents. A small network learns a camera move at half its size as well, see
-    assets/loras/README.md, and from clips as short as the recipe's, in a ninth of the time.
+    assets/loras/README.md, and from clips as short as the recipe's, for much less work.
     """
     return max(side // 2 // 8, 1) * 8
 
