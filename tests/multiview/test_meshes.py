@@ -12,7 +12,7 @@ from PIL import Image
 
 from svdcli.errors import InputError
 from svdcli.multiview.gltf import read_tree
-from svdcli.multiview.meshes import Mesh, load_mesh, to_linear, to_srgb
+from svdcli.multiview.meshes import TURNS, Mesh, Up, load_mesh, to_linear, to_srgb
 
 trimesh = pytest.importorskip("trimesh")
 
@@ -29,6 +29,18 @@ def test_gltf_is_turned_upright_with_its_front_to_x(tmp_path: Path) -> None:
         tall.export(tmp_path / f"tall{suffix}")
         mesh = load_mesh(tmp_path / f"tall{suffix}")
         assert np.ptp(mesh.vertices, axis=0) == pytest.approx(sides), suffix
+
+
+@pytest.mark.parametrize("up", ["x", "-x", "y", "-y", "z", "-z"])
+def test_any_axis_can_be_said_to_point_up(up: Up, tmp_path: Path) -> None:
+    axis, sign = "xyz".index(up[-1]), -1 if up[0] == "-" else 1
+    cone = trimesh.creation.cone(1, 4)  # its point at +z
+    cone.apply_transform(trimesh.geometry.align_vectors([0, 0, 1], sign * np.eye(3)[axis]))
+    cone.export(tmp_path / "cone.ply")
+    mesh = load_mesh(tmp_path / "cone.ply", up=up)
+    (point,) = np.flatnonzero(mesh.vertices[:, 2] > 0.4)
+    assert mesh.vertices[point] == pytest.approx((0, 0, 0.5), abs=1e-6)
+    assert np.linalg.det(TURNS[up]) == 1, "an object turned, not mirrored"
 
 
 def test_nodes_move_and_mirror_their_meshes(tmp_path: Path) -> None:

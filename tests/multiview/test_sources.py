@@ -40,6 +40,16 @@ def test_an_object_is_rendered_with_depth_and_normals(cube_file: Path, tmp_path:
     assert depth.max() > 1000 and (depth[views.alpha[3] == 0] == 0).all()
 
 
+def test_an_object_can_be_said_to_lie_on_its_side(tmp_path: Path) -> None:
+    import trimesh
+
+    trimesh.creation.box((0.2, 1, 0.2)).export(tmp_path / "tall.obj")
+    for up, taller in ((None, True), ("x", False)):
+        render_object(Item(tmp_path / "tall.obj"), "00", tmp_path / "o", Orbits(num_views=4, side=48, up=up))
+        rows, columns = np.nonzero(load_views(tmp_path / "o").alpha.max(axis=0) > 0.5)
+        assert (np.ptp(rows) > np.ptp(columns)) == taller
+
+
 def test_an_objects_pictures_depend_on_nothing_but_itself(cube_file: Path, tmp_path: Path) -> None:
     for name in ("x", "y"):
         render_object(Item(cube_file), "00ff", tmp_path / name, Orbits(num_views=3, side=32, path="dynamic"))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from svdcli.recipe.executor import Executor
 
 Path_ = StrEnum("Path_", {"static": "static", "dynamic": "dynamic"})
+Up = StrEnum("Up", {"x": "x", "-x": "-x", "y": "y", "-y": "-y", "z": "z", "-z": "-z"})
 Engine = StrEnum("Engine", {"pool": "pool", "ray": "ray"})
 OUT = Annotated[
     Path, typer.Argument(metavar="OUT", help="Folder of views, journal and index; run again to go on.")
@@ -53,6 +54,9 @@ def objaverse(
     light: Annotated[
         list[Path] | None, typer.Option(help="A Radiance .hdr map, or a folder of them; else neutral light.")
     ] = None,
+    up: Annotated[
+        Up | None, typer.Option(help="Axis of the files that points up; absent: y of glTF and OBJ, z of PLY.")
+    ] = None,
     depth: Annotated[bool, typer.Option("--depth", help="Also write depth.")] = False,
     normals: Annotated[bool, typer.Option("--normals", help="Also write normals.")] = False,
     textured_only: Annotated[
@@ -70,7 +74,7 @@ def objaverse(
 
     settings = Orbits(
         path.value, views, size, lights=_maps(light or []), depth=depth, normals=normals,  # type: ignore[arg-type]
-        textured_only=textured_only, max_faces=max_faces, seed=seed,
+        textured_only=textured_only, max_faces=max_faces, seed=seed, up=up and up.value,  # type: ignore[arg-type]
     )  # fmt: skip
     executor = _executor(workers, engine, retry_failed)
     _answer("objects", target, curate_objaverse(source, target, settings, executor, watch()))

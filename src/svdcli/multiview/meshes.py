@@ -1,7 +1,8 @@
 """A mesh file -> parts with one material each, z up, centred, largest side 1.
 
 glTF and OBJ files have y up and face +z; that front is turned to +x, where the conditioning view stands. PLY files are
-taken as they are. Animations and skins are read in their rest pose; metal and gloss are rendered as plain colour.
+taken as they are. Either may be said to have another axis up. Animations and skins are read in their rest pose; metal and
+gloss are rendered as plain colour.
 """
 
 from __future__ import annotations
@@ -28,8 +29,18 @@ MAX_UNPACKED_BYTES = 1 << 30
 MAX_RATIO = 200
 """How many times larger than itself an archive may unpack; honest meshes pack three- to twentyfold."""
 
-UPRIGHT = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-"""From y up, front +z (glTF) to z up, front +x: a cyclic change of axes."""
+Up = Literal["x", "-x", "y", "-y", "z", "-z"]
+TURNS: dict[Up, np.ndarray] = {
+    "x": np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]),
+    "-x": np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]]),
+    "y": np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+    "-y": np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]),
+    "z": np.eye(3),
+    "-z": np.diag([1.0, -1.0, -1.0]),
+}
+"""Rotations from a file whose axis of that name points up to z up; where y is up, the front is turned from +z to +x."""
+UPRIGHT = TURNS["y"]
+"""What glTF says of itself: y up, front +z."""
 
 AlphaMode = Literal["opaque", "mask", "blend"]
 
@@ -92,8 +103,8 @@ class Mesh:
         )
 
 
-def load_mesh(path: str | Path, max_faces: int = MAX_FACES) -> Mesh:
-    """Read GLB, GLTF, OBJ or PLY, also inside a zip archive.
+def load_mesh(path: str | Path, max_faces: int = MAX_FACES, up: Up | None = None) -> Mesh:
+    """Read GLB, GLTF, OBJ or PLY, also inside a zip archive. up: the axis of the file that points up, if not the usual one.
 
     Raises InputError, whose sentence is the reason, for what is missing, damaged, without faces, flat to a line, too
     large (known from the header where there is one), without its buffers, or an archive that unpacks to a flood.
@@ -111,7 +122,8 @@ def load_mesh(path: str | Path, max_faces: int = MAX_FACES) -> Mesh:
             raise InputError(
                 f"{file} has more than {max_faces:,} faces.", "Simplify the mesh, or raise the limit."
             )
-        return _placed(file, parts, upright=mesh_file.suffix.lower() != ".ply", notes=tuple(notes))
+        usual: Up = "z" if mesh_file.suffix.lower() == ".ply" else "y"
+        return _placed(file, parts, TURNS[up or usual], tuple(notes))
 
 
 # ---- before loading
@@ -295,9 +307,8 @@ def _vertex_colours(mesh: Any) -> np.ndarray | None:
     return colours
 
 
-def _placed(file: Path, parts: list[Part], upright: bool, notes: tuple[str, ...]) -> Mesh:
+def _placed(file: Path, parts: list[Part], turn: np.ndarray, notes: tuple[str, ...]) -> Mesh:
     """Turned upright, centred, the largest side 1; only vertices that faces use count."""
-    turn = UPRIGHT if upright else np.eye(3)
     used = np.concatenate([part.vertices[np.unique(part.faces)] for part in parts]) @ turn.T
     low, high = used.min(axis=0), used.max(axis=0)
     sides = np.sort(high - low)

@@ -28,7 +28,7 @@ from svdcli.multiview.cameras import (
 )
 from svdcli.multiview.items import Item
 from svdcli.multiview.light import Light
-from svdcli.multiview.meshes import MAX_FACES, SUFFIXES, load_mesh
+from svdcli.multiview.meshes import MAX_FACES, SUFFIXES, Up, load_mesh
 from svdcli.multiview.objaverse_hub import fetch, is_id, look_up
 from svdcli.multiview.render import render
 from svdcli.multiview.views import write_views
@@ -40,6 +40,7 @@ KINDS = (*SUFFIXES, ".zip")
 class Orbits:
     """How objects are rendered. lights: Radiance .hdr maps, one drawn for each object; none for neutral light.
 
+    up: the axis of the files that points up, if not y of glTF and OBJ and z of PLY.
     textured_only: an object without texture, colours or materials fails, as plain shapes teach little.
     """
 
@@ -54,6 +55,7 @@ class Orbits:
     textured_only: bool = False
     max_faces: int = MAX_FACES
     seed: int = 0
+    up: Up | None = None
 
 
 def find_objects(source: Path) -> list[Item]:
@@ -92,7 +94,7 @@ def find_objects(source: Path) -> list[Item]:
 
 def render_object(item: Item, key: str, folder: Path, settings: Orbits) -> dict[str, Any]:
     """One object -> a folder of views, depth and normals by option, and transforms.json; the facts of the index."""
-    mesh = load_mesh(fetch(item), settings.max_faces)
+    mesh = load_mesh(fetch(item), settings.max_faces, settings.up)
     if settings.textured_only and mesh.is_plain:
         raise InputError(f"{item.path} has no texture.", "Leave out textured_only to keep plain objects.")
     rng = np.random.default_rng([settings.seed, int(key, 16)])
