@@ -50,9 +50,15 @@ class Taught:
     detail: int = 1
     """Sides of the still in those of the clip: more than 1 where the view narrows, else the clip would teach to blur."""
 
+    @property
+    def axis(self) -> str:
+        """What its speed is one of: pan, tilt or zoom."""
+        return self.name.split("_")[0]
+
 
 MOVES = {
     "pan-left": Taught("pan_left", "pan", (0.05, 0.12), angle=np.pi),
+    "tilt-up": Taught("tilt_up", "pan", (0.05, 0.12), angle=-np.pi / 2),
     "zoom-in": Taught("zoom_in", "in", (0.18, 0.22), detail=2),
 }
 
@@ -108,7 +114,7 @@ def samples(pictures: list[Frames], lora: Path | None) -> list[Frames]:
 def measure(taught: Taught, videos: Path, work: Path, lora: Path, size: Size) -> None:
     """Without the LoRA and with it, the share of samples whose camera class is its own, and how fast each moves; and a sheet.
 
-    Speeds are in shortest sides a second for a pan, in logarithms of the scale for a zoom.
+    Speeds are in shortest sides a second for a pan or a tilt, in logarithms of the scale for a zoom.
     """
     from svdcli.io.images import write_png
     from svdcli.io.sheet import contact_sheet
@@ -119,7 +125,7 @@ def measure(taught: Taught, videos: Path, work: Path, lora: Path, size: Size) ->
     table = {}
     for name, clips in made.items():
         found = [camera_class(clip, fps) for clip in clips]
-        speeds = [m.zoom if taught.kind == "in" else m.pan for _, m, _ in found]
+        speeds = [getattr(m, taught.axis) for _, m, _ in found]
         table[name] = {
             taught.name: sum(c == taught.name for c, _, _ in found) / len(found),
             "classes": [c for c, _, _ in found],
