@@ -15,7 +15,8 @@ from svdcli.cli.choices import read_lora_option
 from svdcli.errors import UsageError
 from svdcli.io.latents import load_latents
 from svdcli.model.bundle import open_bundle
-from svdcli.model.lora import Change, LoraInfo, save_diffusers
+from svdcli.model.lora import Change, LoraInfo
+from svdcli.model.lora_saving import save_diffusers
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from svdcli.errors import InputError, MachineError, SvdError, UsageError
-from svdcli.model import hub, layouts
+from svdcli.model import hub, layout_names
 from svdcli.model.bundle import Bundle, open_bundle
 from svdcli.model.hub import PARTS
 from svdcli.model.saving import compact, part_of, parts_of, save_bundle, save_single
@@ -189,7 +189,7 @@ def test_single_file_round_trip_is_exact_both_ways(
 
 def test_openclip_tower_is_stacked_and_transposed(tiny_bundle_path: Path, single: Path) -> None:
     file, ours = load_file(single), load_file(tiny_bundle_path / "image_encoder" / "model.safetensors")
-    layer, tower = "vision_model.encoder.layers.1.self_attn.", layouts.IMAGE_TOWER
+    layer, tower = "vision_model.encoder.layers.1.self_attn.", layout_names.IMAGE_TOWER
     stacked = torch.cat([ours[f"{layer}{q}_proj.bias"] for q in "qkv"])
     assert torch.equal(file[tower + "transformer.resblocks.1.attn.in_proj_bias"], stacked)
     assert torch.equal(file[tower + "proj"], ours["visual_projection.weight"].t())
@@ -216,7 +216,9 @@ def test_comfyui_checkpoint_without_frame_encoder_loads(
 ) -> None:
     path = shutil.copy(single, tmp_path / "svd_xt.safetensors")
     metadata = MappedWeights(single).metadata
-    rewrite(path, lambda t: {n: v for n, v in t.items() if not n.startswith(layouts.FRAME_ENCODER)}, metadata)
+    rewrite(
+        path, lambda t: {n: v for n, v in t.items() if not n.startswith(layout_names.FRAME_ENCODER)}, metadata
+    )
     pixels = torch.randn(1, 1, 3, 16, 16)
     with torch.no_grad():
         ours, theirs = (Bundle.load(p, parts=("vae",)).vae.encode(pixels) for p in (path, tiny_bundle_path))
@@ -259,7 +261,7 @@ def test_unused_tensors_of_published_files_are_left_out_and_odd_ones_named(
     unused = {"conditioner.embedders.0.open_clip.model.token_embedding.weight": torch.zeros(2)}
     rewrite(path, lambda t: t | unused, metadata)
     Bundle.load(path)
-    rewrite(path, lambda t: t | {layouts.UNET + "camera.weight": torch.zeros(2)}, metadata)
+    rewrite(path, lambda t: t | {layout_names.UNET + "camera.weight": torch.zeros(2)}, metadata)
     with pytest.raises(InputError, match=r"1 tensors of the unet .*diffusion_model\.camera\.weight"):
         Bundle.load(path)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from svdcli.errors import InputError
-from svdcli.model import layouts
+from svdcli.model import layout_names
 from svdcli.model.bundle import load_text_encoder, open_bundle
 from svdcli.model.saving import part_of, save_bundle
 from svdcli.model.settings import Settings
@@ -80,7 +80,7 @@ def test_a_folder_of_diffusers_loads(folder: Path, reference: UNet2DConditionMod
 def test_one_file_of_stability_loads(reference: UNet2DConditionModel, tmp_path: Path) -> None:
     """Its names are those that diffusers' own converter reads."""
     state = reference.state_dict()
-    names = layouts.unet_names({**reference.config}, state)
+    names = layout_names.unet_names({**reference.config}, state)
     assert set(names) == set(state)
     single = {names[name]: tensor.contiguous() for name, tensor in state.items()}
     theirs = convert_ldm_unet_checkpoint(dict(single), {**reference.config})
@@ -100,7 +100,7 @@ def test_one_file_of_stability_loads(reference: UNet2DConditionModel, tmp_path: 
 
 def test_the_first_stable_diffusion_is_refused(reference: UNet2DConditionModel, tmp_path: Path) -> None:
     """Its transformers project by convolutions, and its heads are of other widths."""
-    names = layouts.unet_names({**reference.config}, reference.state_dict())
+    names = layout_names.unet_names({**reference.config}, reference.state_dict())
     single = {names[name]: tensor for name, tensor in reference.state_dict().items()}
     single = {n: t[..., None, None] if ".proj_in.w" in n else t.clone() for n, t in single.items()}
     save_file(single, tmp_path / "v1-5.safetensors")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from svdcli.engine.tasks.parts import load_vae
 from svdcli.errors import InputError
-from svdcli.model import layouts
+from svdcli.model import layout_names
 from svdcli.model.bundle import open_bundle
 from svdcli.model.image_vae import FIRST_NAMES
 
@@ -106,7 +106,7 @@ def test_one_file_of_stability_loads(tmp_path: Path) -> None:
         attention_head_dim=1,
         use_linear_projection=True,
     )
-    names = layouts.unet_names({**unet.config}, unet.state_dict())
+    names = layout_names.unet_names({**unet.config}, unet.state_dict())
     networks = {names[name]: tensor for name, tensor in unet.state_dict().items()}
     save_file(in_one_file(theirs) | networks, tmp_path / "v2-1.safetensors")
     assert open_bundle(tmp_path / "v2-1.safetensors").task == "image"

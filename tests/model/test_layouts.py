@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from svdcli.model import implied, layouts
+from svdcli.model import implied, layout_names, layouts
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.model.vae import VAE, VAEConfig
 
@@ -66,13 +66,17 @@ def test_names_are_the_published_ones(published: dict) -> None:
     encoder = {
         n.removeprefix("first_stage_model.") for n in published if n.startswith("first_stage_model.encoder.")
     }
-    second = {n.removeprefix(layouts.FRAME_ENCODER) for n in published if n.startswith(layouts.FRAME_ENCODER)}
+    second = {
+        n.removeprefix(layout_names.FRAME_ENCODER)
+        for n in published
+        if n.startswith(layout_names.FRAME_ENCODER)
+    }
     assert second - encoder == {"quant_conv.weight", "quant_conv.bias"} and encoder < second
 
 
 def test_known_corners(published: dict) -> None:
     """Shapes of the released file where the two layouts differ, from Stability's module definitions."""
-    unet, first, tower = layouts.UNET, layouts.FIRST_STAGE, layouts.IMAGE_TOWER
+    unet, first, tower = layout_names.UNET, layout_names.FIRST_STAGE, layout_names.IMAGE_TOWER
     for name, shape in {
         unet + "input_blocks.3.0.op.weight": (320, 320, 3, 3),
         unet + "input_blocks.10.0.time_stack.in_layers.2.weight": (1280, 1280, 3, 1, 1),
@@ -156,7 +160,7 @@ def test_the_map_is_derived_for_any_shape(unet: UNetConfig) -> None:
 
 
 def test_tasks_are_told_apart(published: dict) -> None:
-    ids, out = layouts.UNET + "label_emb.0.0.weight", layouts.UNET + "input_blocks.0.0.weight"
+    ids, out = layout_names.UNET + "label_emb.0.0.weight", layout_names.UNET + "input_blocks.0.0.weight"
     assert implied.task_of(published | {ids: (1280, 256)}) == "multiview"  # sv3d_u
     assert implied.task_of(published | {ids: (1280, 1280)}) == "multiview"  # sv3d_p
     assert implied.task_of(published | {out: (320, 4, 3, 3)}) == "t2v"

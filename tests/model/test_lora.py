@@ -22,7 +22,8 @@ from svdcli.errors import InputError, UsageError
 from svdcli.model.adapters import changes_of, inject, peft_config
 from svdcli.model.bundle import open_bundle
 from svdcli.model.bundle_files import BundleFiles
-from svdcli.model.lora import LoraInfo, is_lora, merge, open_lora, read_lora, save_comfyui
+from svdcli.model.lora import LoraInfo, is_lora, merge, open_lora, read_lora
+from svdcli.model.lora_saving import save_comfyui
 from svdcli.model.saving import parts_of, save_bundle
 from svdcli.model.unet import UNet, UNetConfig
 from svdcli.recipe.recipe import Recipe, parse_recipe
@@ -198,12 +199,12 @@ def test_comfyui_finds_every_key_and_computes_the_same(
 
 
 def test_every_key_of_the_full_network_is_one_that_comfyui_knows(tmp_path: Path) -> None:
-    from svdcli.model import layouts
+    from svdcli.model import layout_names
 
     with torch.device("meta"):
         unet = UNet(UNetConfig())
     names = [name for name in unet.state_dict() if name.endswith(".weight")]
-    single = layouts.unet_names(UNetConfig().to_dict(), names)
+    single = layout_names.unet_names(UNetConfig().to_dict(), names)
     assert single.keys() == set(names) and len(comfyui_keys(list(single.values()))) == len(names)
 
 

@@ -10,7 +10,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from svdcli.model.bundle import open_bundle
-from svdcli.model.layouts import FIRST_STAGE, encoder_differences
+from svdcli.model.layout_names import FIRST_STAGE
+from svdcli.model.layouts import encoder_differences
 from svdcli.model.saving import parts_of, save_single
 from svdcli.model.verify import Check, sha256, verify
 

@@ -15,7 +15,8 @@ from svdcli.engine.tasks.parts import as_reference
 from svdcli.io.files import atomic_folder
 from svdcli.model.adapters import changes_of, inject, is_adapted, is_adapter, peft_config, unet_of
 from svdcli.model.bundle import open_bundle
-from svdcli.model.lora import LoraInfo, peft_tensors, save_comfyui, save_diffusers
+from svdcli.model.lora import LoraInfo
+from svdcli.model.lora_saving import peft_tensors, save_comfyui, save_diffusers
 from svdcli.model.saving import is_standard, part_of
 from svdcli.model.weights import ToWrite, write_weights
 from svdcli.recipe.recipe import Recipe

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from svdcli.errors import InputError
-from svdcli.model import hub, implied, layouts
+from svdcli.model import hub, implied, layout_names, layouts
 from svdcli.model.bundle_files import METADATA, STEMS, BundleFiles, parse_json, read_json
 from svdcli.model.hub import PARTS
 from svdcli.model.image_encoder import ImageEncoder
@@ -149,7 +149,7 @@ def _open_single(name: str, path: Path) -> BundleFiles:
     task = implied.task_of(shapes)
     if task == "image":
         configs = {"unet": implied.unet_config(shapes)}
-        if layouts.FIRST_STAGE + "decoder.conv_out.weight" in shapes:
+        if layout_names.FIRST_STAGE + "decoder.conv_out.weight" in shapes:
             configs["vae"] = implied.vae_config(shapes)
         return BundleFiles(name, path, "single", Settings(task=task), configs, single=mapped)
     if task not in ("i2v", "multiview"):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from svdcli.errors import InputError
-from svdcli.model import image_vae, layouts, text_encoder
+from svdcli.model import image_vae, layout_names, layouts, text_encoder
 from svdcli.model.image_encoder import ImageEncoder
 from svdcli.model.lora import Lora, with_loras
 from svdcli.model.mask_latent import MaskLatent, MaskLatentConfig
@@ -38,9 +38,9 @@ STEMS = {
     "mask_latent": "diffusion_pytorch_model",
 }
 PREFIXES = {
-    "unet": (layouts.UNET,),
-    "vae": (layouts.FIRST_STAGE,),
-    "image_encoder": (layouts.IMAGE_TOWER,),
+    "unet": (layout_names.UNET,),
+    "vae": (layout_names.FIRST_STAGE,),
+    "image_encoder": (layout_names.IMAGE_TOWER,),
     **{part: (prefix,) for part, prefix in layouts.OWN.items()},
 }
 _TOKENIZERS: dict[Path, tempfile.TemporaryDirectory[str]] = {}

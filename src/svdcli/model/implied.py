@@ -12,7 +12,7 @@ from typing import Any
 
 from svdcli.errors import InputError
 from svdcli.model import image_config
-from svdcli.model.layouts import FIRST_STAGE, IMAGE_TOWER, UNET
+from svdcli.model.layout_names import FIRST_STAGE, IMAGE_TOWER, UNET
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]

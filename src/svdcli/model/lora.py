@@ -1,7 +1,8 @@
-"""A LoRA on disk, and merged into weights: files of diffusers and PEFT, and of ComfyUI, read and written.
+"""A LoRA on disk, and merged into weights: files of diffusers and PEFT, and of ComfyUI.
 
 What it is: the change that a file makes to each weight of a UNet, at any strength, in whichever file the weights lie.
-What it is not: training, see `adapters`. Sampling needs no PEFT: a LoRA is added to weights as they are read.
+What it is not: training, see `adapters`, nor writing, see `lora_saving`. Sampling needs no PEFT: a LoRA is added to weights as
+they are read.
 
     diffusers, PEFT   unet.down_blocks.0.(...).attn1.to_q.lora_A.weight, .lora_B.weight, .lora_magnitude_vector
     ComfyUI           lora_unet_input_blocks_1_1_(...)_attn1_to_q.lora_down.weight, .lora_up.weight, .alpha
@@ -20,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from svdcli.errors import InputError, UsageError
-from svdcli.io.files import atomic_path
-from svdcli.model import layouts
-from svdcli.model.weights import MappedWeights, Source, ToWrite, read_header, some, write_weights
+from svdcli.errors import InputError
+from svdcli.model import layout_names
+from svdcli.model.weights import MappedWeights, Source, read_header, some
 
 if TYPE_CHECKING:
     from svdcli.model.bundle_files import BundleFiles
@@ -243,11 +243,11 @@ def _stems(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """All ways to name a layer -> the name of its weight: ours, that of the single file, and both with underscores."""
     known: dict[str, str] = {}
     ours = [name for name in names if name.endswith(".weight")]
-    single = layouts.unet_names(config, ours)
+    single = layout_names.unet_names(config, ours)
     for name in ours:
         stems = [name.removesuffix(".weight")]
         if name in single:
-            stems.append(single[name].removeprefix(layouts.UNET).removesuffix(".weight"))
+            stems.append(single[name].removeprefix(layout_names.UNET).removesuffix(".weight"))
         for stem in stems:
             known.setdefault(stem, name)
             known.setdefault(stem.replace(".", "_"), name)
@@ -331,78 +331,3 @@ def merge(unet: nn.Module, loras: Sequence[Lora]) -> Callable[[], None]:
             unet.get_parameter(name).data = data
 
     return unmerge
-
-
-# ---- writing -------------------------------------------------------------------------------------------
-
-
-def peft_tensors(changes: Mapping[str, Change], prefix: str) -> dict[str, Tensor]:
-    """Changes by module -> tensors in PEFT's names, behind the prefix."""
-    tensors: dict[str, Tensor] = {}
-    for module, change in changes.items():
-        tensors[f"{prefix}{module}.lora_A.weight"] = change.down
-        tensors[f"{prefix}{module}.lora_B.weight"] = change.up
-        if change.magnitude is not None:
-            tensors[f"{prefix}{module}.lora_magnitude_vector"] = change.magnitude
-    return tensors
-
-
-def save_diffusers(
-    path: Path,
-    changes: Mapping[str, Change],
-    config: Mapping[str, Any],
-    info: LoraInfo,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Write a LoRA in the names of diffusers and PEFT, whole or not at all.
-
-    changes: by module of the UNet. config: PEFT's, which diffusers reads from the metadata.
-    """
-    tensors = peft_tensors(changes, "unet.")
-    saved = {f"unet.{key}": value for key, value in config.items()}
-    _write(
-        path, tensors, dtype, {PEFT_METADATA: json.dumps(saved, sort_keys=True), METADATA: _info_text(info)}
-    )
-
-
-def save_comfyui(
-    path: Path,
-    changes: Mapping[str, Change],
-    config: Mapping[str, Any],
-    info: LoraInfo,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Write a LoRA in ComfyUI's names (its `model_lora_keys_unet`): those of the single file, with underscores.
-
-    changes: by module of the UNet. config: the UNet's, of which the names follow. Raises UsageError for a DoRA.
-    """
-    if any(change.magnitude is not None for change in changes.values()):
-        raise UsageError(
-            "ComfyUI's versions compute DoRA in ways of their own, none as it was trained, so it is not written for it.",
-            "Merge it into the bundle instead, or train without use_dora.",
-        )
-    single = layouts.unet_names(config, (f"{module}.weight" for module in changes))
-    tensors: dict[str, Tensor] = {}
-    for module, change in changes.items():
-        name = single[f"{module}.weight"].removeprefix(layouts.UNET).removesuffix(".weight")
-        stem = COMFY + name.replace(".", "_")
-        tensors[f"{stem}.lora_down.weight"] = change.down
-        tensors[f"{stem}.lora_up.weight"] = change.up
-        tensors[f"{stem}.alpha"] = torch.tensor(change.scale * change.rank)
-    _write(path, tensors, dtype, {METADATA: _info_text(info)})
-
-
-def _info_text(info: LoraInfo) -> str:
-    return json.dumps({key: value for key, value in vars(info).items() if value}, sort_keys=True)
-
-
-def _write(
-    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, metadata: Mapping[str, str]
-) -> None:
-    entries = {n: ToWrite(tuple(t.shape), dtype or t.dtype, partial(_same, t)) for n, t in tensors.items()}
-    with atomic_path(path) as temporary:
-        write_weights(temporary, entries, metadata)
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor

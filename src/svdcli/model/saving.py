@@ -19,7 +19,7 @@ from torch import nn
 
 from svdcli.errors import UsageError
 from svdcli.io.files import atomic_folder, atomic_path
-from svdcli.model import hub, image_config, layouts, text_encoder
+from svdcli.model import hub, image_config, layout_names, layouts, text_encoder
 from svdcli.model.blocks import NUM_GROUPS
 from svdcli.model.bundle import Bundle
 from svdcli.model.bundle_files import METADATA, STEMS, BundleFiles, stored_network
@@ -228,7 +228,7 @@ def save_single(
     ours = {f"{part}.{name}": t for part, content in parts.items() for name, t in content.tensors.items()}
     tensors = {}
     names = {name: part.tensors for name, part in parts.items()}
-    frame_encoder = layouts.FRAME_ENCODERS.get(settings.task, layouts.FRAME_ENCODER)
+    frame_encoder = layout_names.FRAME_ENCODERS.get(settings.task, layout_names.FRAME_ENCODER)
     for single, source in layouts.single_sources(configs, names, frame_encoder).items():
         inputs = [ours[key] for key in source.keys]
         shape = source.make(*(torch.empty(t.shape, device="meta") for t in inputs)).shape
