@@ -228,13 +228,13 @@ def test_every_memory_mode_writes_the_same_file(svd: Svd, picture: Path) -> None
 def test_every_option_reaches_the_manifest(svd: Svd, picture: Path) -> None:
     code, _, err = svd(
         picture, "--frames", 3, "--fps", 11.5, "--motion", 300, "--augment", 0.2, "--steps", 3, "--sampler", "heun",
-        "--schedule", "500,20,1", "--guidance", "triangle:1:2", "--churn", 1, "--seed", 8, "--fit", "pad",
+        "--schedule", "500,20,1", "--guidance", "triangle:1:2", "--churn", 1, "--temperature", 0.75, "--seed", 8, "--fit", "pad",
         "--dtype", "float32", "--device", "cpu", "--decode-chunk", 2, "--decode-overlap", 0, "-o", "a.mp4",
     )  # fmt: skip
     assert code == 0, err
     expected = {
         "num_frames": 3, "fps": 11.5, "motion_bucket": 300.0, "augment": 0.2, "sampler": "heun",
-        "schedule": "500,20,1", "guidance": "triangle:1:2", "s_churn": 1.0, "seed": 8, "fit": "pad",
+        "schedule": "500,20,1", "guidance": "triangle:1:2", "s_churn": 1.0, "temperature": 0.75, "seed": 8, "fit": "pad",
         "dtype": "float32", "device": "cpu", "decode_chunk": 2, "decode_overlap": 0, "sigmas": [500, 20, 1, 0],
         "guidance_scales": [1, 2, 1], "vector_ids": [10.5, 300.0, 0.2],
     }  # fmt: skip
@@ -405,7 +405,8 @@ def test_an_unknown_bundle_and_a_pickle_by_name(svd: Svd, picture: Path, folder:
         (["--fps", "nan"], "--fps nan is not between"), (["--fps", "0"], "--fps 0 is not between"),
         (["--fps", "inf"], "--fps inf"), (["--motion", "nan"], "--motion nan"), (["--motion", "-1"], "--motion -1"),
         (["--augment", "nan"], "--augment nan"), (["--augment", "-0.1"], "--augment -0.1"),
-        (["--churn", "nan"], "--churn nan"), (["--churn", "1", "--sampler", "dpmpp_2m"], "--churn is not for"),
+        (["--churn", "nan"], "--churn nan"),
+        (["--temperature", "-1"], "--temperature -1"), (["--churn", "1", "--sampler", "dpmpp_2m"], "--churn is not for"),
         (["--guidance", "nan"], "guidance is nan"), (["--guidance", "1:2:3"], "cannot be read"),
         (["--schedule", "nan,1"], "nan"), (["--schedule", "karas"], "'karas' is unknown"),
         (["--size", "0x0"], "--size 0x0 is not WIDTHxHEIGHT"), (["--size", "big"], "--size big"),

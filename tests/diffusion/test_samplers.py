@@ -179,6 +179,14 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     torch.testing.assert_close(sample([3, 4, 5])[2:], sample([5]), rtol=1e-6, atol=1e-6)
 
 
+def test_of_a_gaussian_the_temperature_is_what_the_spread_is_multiplied_by():
+    source, sigmas = NoiseSource([3, 4], SHAPE), karras(20)
+    usual, cool = (
+        euler(gaussian, initial_state(source, sigmas, t), sigmas, noise=source) for t in (1.0, 0.5)
+    )
+    torch.testing.assert_close(cool, 0.5 * usual)
+
+
 def test_step_noise_does_not_depend_on_what_else_was_drawn():
     source = NoiseSource([3], SHAPE)
     sigmas = karras(5)

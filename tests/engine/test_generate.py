@@ -22,6 +22,7 @@ from svdcli.engine.generate import (
     condition,
     decode,
     decode_pieces,
+    denoise,
     generate,
     is_out_of_memory,
     to_frames,
@@ -154,6 +155,19 @@ def test_the_seed_pins_every_noise_and_augmentation_has_its_own(
         for seed, n in ((SEED, 5), (SEED + 1, 5), (SEED, 9))
     )
     assert torch.equal(ours, longer) and not torch.allclose(ours, other, atol=1e-2)
+
+
+def test_without_any_noise_to_start_from_the_seed_is_of_no_account(
+    residence: Residence, sampling: Sampling, pixels: Tensor
+) -> None:
+    told = condition(residence, pixels, [SEED], sampling)
+    made = {
+        temperature: [
+            denoise(residence, told, [seed], replace(sampling, temperature=temperature)) for seed in (1, 2)
+        ]
+        for temperature in (0.0, 0.5)
+    }
+    assert torch.equal(*made[0.0]) and not torch.allclose(*made[0.5], atol=1e-2)
 
 
 def test_the_embedding_is_of_the_clean_picture(

@@ -320,6 +320,7 @@ def test_another_task_is_refused(tiny: Path, changes: dict, says: str) -> None:
         (lambda p: (p / "svd.json").write_text('{"num_frames": "many"}'), "num_frames cannot be 'many'"),
         (lambda p: (p / "svd.json").write_text('{"fps": NaN}'), "fps cannot be nan"),
         (lambda p: (p / "svd.json").write_text('{"num_steps": 0}'), "num_steps cannot be 0"),
+        (lambda p: (p / "svd.json").write_text('{"temperature": -1}'), "temperature cannot be -1"),
     ],
 )
 def test_a_damaged_folder_is_one_sentence(tiny: Path, spoil: Callable[[Path], None], says: str) -> None:

@@ -74,6 +74,7 @@ HELP_WINDOW = (
     "Frames that the network sees at once; a longer clip goes on window by window. Else as it was trained."
 )
 HELP_SCHEDULE = "karras, exponential, uniform, or noise levels such as 700,100,10,1."
+HELP_TEMPERATURE = "Of the noise it starts from: 1 is the model's own spread, less is cleaner and moves less."
 HELP_RANK = "Score the clips of each picture, best first, with a contact sheet."
 HELP_VRAM = (
     "Weights all resident (high), a part at a time (normal), streamed from the host (low) or file (none)."
@@ -106,6 +107,7 @@ def sample(
     schedule: Annotated[str, typer.Option(help=HELP_SCHEDULE)] = "karras",
     guidance: Annotated[str | None, typer.Option(metavar="SCALE", help="2.0, 1.0:2.5 or triangle:1.0:2.5.")] = None,
     churn: Annotated[float, typer.Option(help="Stochasticity of euler and heun (EDM's S_churn).")] = 0.0,
+    temperature: Annotated[float | None, typer.Option(help=HELP_TEMPERATURE)] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63, help="Pins all noise, that of --augment too.")] = 23,
     count: Annotated[int, typer.Option(min=1, help="Clips of a picture, with successive seeds.")] = 1,
     continue_: Annotated[bool, typer.Option("--continue", help=HELP_CONTINUE)] = False,
@@ -137,9 +139,11 @@ def sample(
     check_number("--motion", motion, 0, 1023)
     check_number("--augment", augment, 0, 100)
     check_number("--churn", churn, 0, 1e6)
+    check_number("--temperature", temperature, 0, 2)
     asked = {
         "num_frames": frames, "window": window, "fps": fps, "motion_bucket": motion, "augment": augment,
         "num_steps": steps, "sampler": sampler and sampler.value, "schedule": schedule, "guidance": guidance, "s_churn": churn,
+        "temperature": temperature,
     }  # fmt: skip
     around = Around(elevation, views, path, cutout, points)
     wanted = Wanted(

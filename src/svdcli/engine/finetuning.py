@@ -27,7 +27,7 @@ SMALL_WIDTH = 160
 OWN_LENGTHS = ("interp", "multiview")
 """Kinds that make clips of a length of their own, whatever they begin with."""
 HELD_OUT_SHARE = 0.1
-SUGGESTIONS = ("guidance", "num_steps", "sampler", "sigma_min", "sigma_max", "motion_bucket")
+SUGGESTIONS = ("guidance", "num_steps", "sampler", "sigma_min", "sigma_max", "temperature", "motion_bucket")
 """Of how a bundle is sampled: kept where the task stays the same."""
 
 

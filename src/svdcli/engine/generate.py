@@ -49,6 +49,8 @@ class Sampling:
     sigma_max: float = 700.0
     rho: float = 7.0
     s_churn: float = 0.0
+    temperature: float = 1.0
+    """of the noise that sampling starts from, see `initial_state`"""
     window: int | None = None
     """frames that the network sees at once; None: all of them"""
     leading: int = 0
@@ -69,6 +71,7 @@ class Sampling:
             sampler=settings.sampler,
             sigma_min=settings.sigma_min,
             sigma_max=settings.sigma_max,
+            temperature=settings.temperature,
             schedule="karras",
             guidance=settings.guidance,
             leading=settings.leading,
@@ -226,7 +229,7 @@ def denoise(
     with residence.use("unet") as unet:
         shape = sampling.num_frames, unet.config.out_channels, *conditioning.concat.shape[3:]
         noise = NoiseSource(seeds, shape)
-        x = initial_state(noise, sigmas).to(residence.device)
+        x = initial_state(noise, sigmas, sampling.temperature).to(residence.device)
         guided = guided_denoiser(residence, unet, conditioning, scales)
         guided = change(guided) if change is not None else guided
         return SAMPLERS[sampling.sampler](guided, x, sigmas, noise=noise, on_step=on_step, **options).cpu()

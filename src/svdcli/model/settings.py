@@ -30,6 +30,8 @@ class Settings:
     sigma_min: float = 0.002
     """The last noise level before 0; the scheduler's configuration says it too, for other tools."""
     sigma_max: float = 700.0
+    temperature: float = 1.0
+    """Of the noise that sampling starts from; below 1 a small model is cleaner, and moves less."""
     leading: int = 0
     """Clean leading frames that it was trained to go on from, at most; 0: none but the picture."""
     motion_calibration: tuple[tuple[float, float], ...] = ()
@@ -88,7 +90,7 @@ def _fits(name: str, value: Any, kind: type) -> bool:
             isinstance(knot, list) and len(knot) == 2 and all(_is_number(n) for n in knot) for knot in value
         )
     whole = kind is float or value == int(value) if _is_number(value) else False
-    return whole and (value > 0 or (name in ("augment", "leading") and value == 0))
+    return whole and (value > 0 or (name in ("augment", "leading", "temperature") and value == 0))
 
 
 def _is_number(value: Any) -> bool:

@@ -82,6 +82,8 @@ class DiffusionTask(Section):
     """last noise level that the bundle suggests; a small model ends higher, where its estimate is still a mean"""
     sigma_max: Annotated[float, Field(gt=0)] = 700.0
     """first noise level that the bundle suggests"""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """of the noise that sampling starts from, as the bundle suggests; below 1 a small model is cleaner, and moves less"""
     motion_bucket: Annotated[float, Field(ge=0, le=255)] = 127.0
     """motion that the bundle suggests"""
 

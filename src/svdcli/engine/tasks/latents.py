@@ -141,5 +141,6 @@ class LatentTask:
             num_steps=task.num_steps,
             sigma_min=task.sigma_min,
             sigma_max=task.sigma_max,
+            temperature=task.temperature,
             sampler=task.sampler,
         )
