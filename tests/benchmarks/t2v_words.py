@@ -41,7 +41,7 @@ THINGS = {
 }
 """What is seen, and where; the last fifth of each video is held out. No traffic: the probe takes it for a moving camera."""
 MOVES: dict[str, Class] = {"pans left": "pan_left", "pans right": "pan_right", "tilts up": "tilt_up"}
-"""What the camera does. No zoom: see camera_lora.py on what a network of this size does with one."""
+"""What the camera does. No zoom: recipes/nano/finetune/camera-lora.toml says what a network of this size makes of one."""
 SIZE, NUM_FRAMES, FPS = (128, 72), 8, 7.0
 TRAINED, HELD_OUT = 8, 2
 """Clips of each thing and move."""
