@@ -53,7 +53,8 @@ TASKS = {
     "": "no diffusion model that svd knows",
 }
 WANTED = {
-    "t2v": "Give one that was trained with captions, or sample with --image-model, which has the words painted first.",
+    "t2v": "Give one that was trained with captions, as `svd train stage2` makes of an image model; "
+    "or sample with --image-model, which has the words painted first.",
     "interp": "Give one that `svd finetune interp` made.",
     "multiview": "Give SV3D's file, or a bundle that `svd finetune multiview` made.",
 }
