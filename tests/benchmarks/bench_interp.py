@@ -173,7 +173,9 @@ def main() -> None:
     changes = dict(change.split("=", 1) for change in wanted.set)
     sampling = replace(sampling, **{k: type(getattr(sampling, k))(v) for k, v in changes.items()})
     residence = Residence(files, "high", torch.device("cpu"), torch.float32)
-    fill, plain = (Filler(residence, sampling, seed=0, carry=carry) for carry in (True, False))
+    fill, plain = (
+        Filler(residence, replace(sampling, carry_detail=carry), seed=0) for carry in (True, False)
+    )
     methods: dict[str, Method] = {
         "blend": blend,
         "flow (Farnebäck)": by_flow(farneback),

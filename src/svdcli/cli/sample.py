@@ -75,6 +75,9 @@ HELP_WINDOW = (
 )
 HELP_SCHEDULE = "karras, exponential, uniform, or noise levels such as 700,100,10,1."
 HELP_TEMPERATURE = "Of the noise it starts from: 1 is the model's own spread, less is cleaner and moves less."
+HELP_DETAIL = (
+    "Carry the picture's own pixels along the clip's motion into the decoded frames; else as the bundle says."
+)
 HELP_RANK = "Score the clips of each picture, best first, with a contact sheet."
 HELP_VRAM = (
     "Weights all resident (high), a part at a time (normal), streamed from the host (low) or file (none)."
@@ -108,6 +111,7 @@ def sample(
     guidance: Annotated[str | None, typer.Option(metavar="SCALE", help="2.0, 1.0:2.5 or triangle:1.0:2.5.")] = None,
     churn: Annotated[float, typer.Option(help="Stochasticity of euler and heun (EDM's S_churn).")] = 0.0,
     temperature: Annotated[float | None, typer.Option(help=HELP_TEMPERATURE)] = None,
+    carry_detail: Annotated[bool | None, typer.Option(help=HELP_DETAIL)] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63, help="Pins all noise, that of --augment too.")] = 23,
     count: Annotated[int, typer.Option(min=1, help="Clips of a picture, with successive seeds.")] = 1,
     continue_: Annotated[bool, typer.Option("--continue", help=HELP_CONTINUE)] = False,
@@ -143,7 +147,7 @@ def sample(
     asked = {
         "num_frames": frames, "window": window, "fps": fps, "motion_bucket": motion, "augment": augment,
         "num_steps": steps, "sampler": sampler and sampler.value, "schedule": schedule, "guidance": guidance, "s_churn": churn,
-        "temperature": temperature,
+        "temperature": temperature, "carry_detail": carry_detail,
     }  # fmt: skip
     around = Around(elevation, views, path, cutout, points)
     wanted = Wanted(
@@ -154,7 +158,7 @@ def sample(
             "--prompt": prompt, "--lora": lora, "--count": count > 1, "--rank": rank, "--devices": devices > 1,
             "--preview": preview, "--window": window, "--decode-chunk": decode_chunk, "--decode-overlap": decode_overlap,
             "--interpolate": interpolate, "--frames": frames, "--motion": motion, "--size": size,
-            "--continue": continue_, "--motion-mask": motion_mask, "--image-model": image_model,
+            "--continue": continue_, "--motion-mask": motion_mask, "--image-model": image_model, "--carry-detail": carry_detail,
         }, "--orbit")  # fmt: skip
         return sample_orbit(wanted, around)
     around.refuse()
@@ -169,6 +173,8 @@ def sample(
     check_number("--image-guidance", image_guidance, 0, 100)
     if rank and (count == 1 or chosen_kind == "latents" or (prompt and not image_model)):
         raise UsageError("--rank compares several decoded clips of one picture", "Add --count 4, as a video.")
+    if carry_detail and prompt and not image_model:
+        raise UsageError("--carry-detail carries a picture's detail, and words have none", "Leave it out.")
     if motion_mask and (prompt or continue_):
         raise UsageError("--motion-mask says what of a picture moves", "Give it with pictures alone.")
     if continue_:
@@ -277,7 +283,8 @@ def decode(
 
     if choose_kind(kind, output) == "latents":
         raise UsageError("latents are what svd decode reads", "Choose mp4, gif, webp or png.")
-    tensor, manifest, bundle_path = read_latents(latents)
+    undecoded, bundle_path = read_latents(latents)
+    manifest = undecoded.manifest
     asked = choose_kind(kind, output) or manifest.get("format")
     chosen_kind = asked if asked in SUFFIXES and asked != "latents" else "mp4"
     known_path = bundle_path if bundle_path and Path(bundle_path).exists() else manifest.get("bundle")
@@ -293,7 +300,7 @@ def decode(
     check_folders([path])
     where = choose_device(device)
     residence = Residence(files, "normal", where, choose_dtype(where, dtype))
-    chunk = decode_chunk or manifest.get("decode_chunk") or len(tensor)
+    chunk = decode_chunk or manifest.get("decode_chunk") or len(undecoded.latents)
     overlap = manifest.get("decode_overlap", DEFAULT_OVERLAP) if decode_overlap is None else decode_overlap
     with Watcher.over(1, 0, 1) as watcher:
         clip = finish(latents, path, residence, Writing(chosen_kind, chunk, overlap), watcher)

@@ -56,6 +56,8 @@ def recipe_for(
         task["num_frames"] = frames
     if files.task == task["kind"]:
         task |= {name: getattr(settings, name) for name in SUGGESTIONS}
+        if task["kind"] in ("i2v", "interp"):
+            task["carry_detail"] = settings.carry_detail
     if kind != "multiview" or files.task == kind:  # views of objects are square
         data |= {"width": settings.width, "height": settings.height}
     if kind == "camera-lora" and small:

@@ -51,6 +51,8 @@ class Sampling:
     s_churn: float = 0.0
     temperature: float = 1.0
     """of the noise that sampling starts from, see `initial_state`"""
+    carry_detail: bool = False
+    """whether the given picture's own pixels are carried into the decoded frames, see `engine.detail`"""
     window: int | None = None
     """frames that the network sees at once; None: all of them"""
     leading: int = 0
@@ -72,6 +74,7 @@ class Sampling:
             sigma_min=settings.sigma_min,
             sigma_max=settings.sigma_max,
             temperature=settings.temperature,
+            carry_detail=settings.carry_detail,
             schedule="karras",
             guidance=settings.guidance,
             leading=settings.leading,

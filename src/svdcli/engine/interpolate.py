@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from svdcli.data.motion import motion_score
 from svdcli.diffusion.noise import NoiseSource
 from svdcli.diffusion.samplers import StepInfo
+from svdcli.engine.detail import carry_detail
 from svdcli.engine.generate import Sampling, denoise, dtype_of, to_frames, unscaled
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.memory import Residence
@@ -28,12 +29,11 @@ def interpolate(
     seeds: list[int],
     sampling: Sampling,
     on_step: Callable[[StepInfo], None] | None = None,
-    carry: bool = True,
 ) -> Frames:
     """Pairs of frames (B, 2, H, W, 3), a motion bucket and a seed each -> the frames between (B, T - 2, H, W, 3).
 
     T is `sampling.num_frames`, and `sampling.fps` the rate of the result. A pair's frames depend on the pair, its bucket, its
-    seed and `sampling`, not on the others in the batch. `carry`: see `with_detail`.
+    seed and `sampling`, not on the others in the batch.
     """
     pixels = to_pixels(pairs)
     conditioning = condition_pairs(residence, pixels, buckets, seeds, sampling)
@@ -41,18 +41,13 @@ def interpolate(
     with residence.use("vae") as vae:
         clips = unscaled(vae, latents.to(residence.device))
         decoded = torch.cat([vae.decode(clip[None]) for clip in clips]).float().cpu()
-    return to_frames((with_detail(decoded, pixels) if carry else decoded)[:, 1:-1])
-
-
-def with_detail(decoded: Tensor, ends: Tensor) -> Tensor:
-    """Decoded clips (B, T, 3, H, W) with what the given frames (B, 2, 3, H, W) have beyond their own decoded selves.
-
-    That fades from the first frame's to the last one's. It is what the autoencoder loses: without it a clip would be soft between
-    given frames and sharp at them.
-    """
-    lost = ends - decoded[:, [0, -1]]
-    share = torch.linspace(0, 1, decoded.shape[1])[:, None, None, None]
-    return decoded + torch.lerp(lost[:, :1], lost[:, 1:], share)
+    frames = to_frames(decoded)
+    if sampling.carry_detail:
+        last = sampling.num_frames - 1
+        frames = np.stack(
+            [carry_detail(f, {0: p[0], last: p[1]}) for f, p in zip(frames, pairs, strict=True)]
+        )
+    return frames[:, 1:-1]
 
 
 @torch.inference_mode()

@@ -160,8 +160,6 @@ class Filler:
     seed: int
     motion: float | None = None
     """motion bucket of every pair; absent: each its own, measured, where the bundle says how"""
-    carry: bool = True
-    """whether what the autoencoder loses of the given frames is added to those between"""
 
     def __call__(self, pairs: Frames, first: int) -> Frames:
         height, width = pairs.shape[2:4]
@@ -169,9 +167,7 @@ class Filler:
         edges = (0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)
         seeds = [(self.seed + first + i) % 2**64 for i in range(len(pairs))]
         buckets = [self.bucket(*pair) for pair in pairs]
-        found = interpolate(
-            self.residence, np.pad(pairs, edges, "edge"), buckets, seeds, self.sampling, carry=self.carry
-        )
+        found = interpolate(self.residence, np.pad(pairs, edges, "edge"), buckets, seeds, self.sampling)
         return found[:, :, :height, :width]
 
     def bucket(self, first: Frame, last: Frame) -> float:

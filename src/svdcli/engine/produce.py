@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from svdcli.diffusion.samplers import StepInfo
+from svdcli.engine.detail import carry_detail
 from svdcli.engine.generate import Preview, Sampling, decode
 from svdcli.engine.long import generate_windows
 from svdcli.engine.memory import Residence
@@ -28,7 +29,7 @@ from svdcli.engine.subjects import Still, Subject, Told
 from svdcli.errors import InputError, SvdError
 from svdcli.io.files import atomic_path
 from svdcli.io.images import write_png
-from svdcli.io.latents import load_latents, save_latents
+from svdcli.io.latents import load_given, load_latents, save_latents
 from svdcli.io.manifest import manifest_text, sidecar_path, versions, write_manifest
 from svdcli.io.sheet import contact_sheet
 from svdcli.io.video import write_video
@@ -54,6 +55,23 @@ class Writing:
     overlap: int
     """frames that neighbouring chunks share"""
     preview: bool = False
+
+
+@dataclass(frozen=True)
+class Undecoded:
+    """A clip that waits for its decode."""
+
+    latents: Tensor
+    """scaled, (T, c, h, w)"""
+    manifest: dict[str, Any]
+    given: Mapping[int, npt.NDArray[np.uint8]]
+    """see `Told.given`"""
+
+    def save(self, path: Path, residence: Residence) -> None:
+        """Raises as `save_latents` does."""
+        where = str(residence.files.path.resolve())
+        texts = {"manifest": manifest_text(self.manifest), "bundle_path": where}
+        save_latents(path, self.latents, texts, self.given if self.manifest["carry_detail"] else {})
 
 
 @dataclass(frozen=True)
@@ -96,16 +114,16 @@ def produce_one(
         listener.note(note)
     latents = animate(job, told, residence, writing, listener)
     manifest = describe(job, residence, writing, told)
-    texts = {"manifest": manifest_text(manifest), "bundle_path": str(residence.files.path.resolve())}
+    undecoded = Undecoded(latents, manifest, told.given)
     if writing.kind == "latents":
         with atomic_path(sidecar_path(job.output)) as sidecar:
             write_manifest(sidecar, manifest)
-            save_latents(job.output, latents, texts)
+            undecoded.save(job.output, residence)
         return Clip(job, manifest, told.picture)
     kept = latents_path(job.output)
-    save_latents(kept, latents, texts)
+    undecoded.save(kept, residence)
     with kept_on_failure(kept, listener):
-        clip = write_clip(job, latents, manifest, residence, writing, listener)
+        clip = write_clip(job, undecoded, residence, writing, listener)
     return replace(clip, picture=told.picture)
 
 
@@ -132,16 +150,18 @@ def animate(job: Job, told: Told, residence: Residence, writing: Writing, listen
 
 
 def write_clip(
-    job: Job, latents: Tensor, manifest: dict[str, Any], residence: Residence, writing: Writing,
-    listener: Listener,
-) -> Clip:  # fmt: skip
-    """Decode latents (T, c, h, w), write the video and, beside and inside of it, its manifest."""
+    job: Job, undecoded: Undecoded, residence: Residence, writing: Writing, listener: Listener
+) -> Clip:
+    """Decode a clip, write the video and, beside and inside of it, its manifest."""
+    latents, manifest = undecoded.latents, undecoded.manifest
     total = len(latents)
     frames, chunk = decode(
         residence, latents, writing.chunk, writing.overlap,
         on_frames=lambda done: listener.frames(job, done, total),
         on_smaller=lambda chunk: listener.note(f"the memory ran out; decoding again, {chunk} frames at a time"),
     )  # fmt: skip
+    if undecoded.given and manifest.get("carry_detail"):
+        frames = carry_detail(frames, undecoded.given)
     frames = frames[manifest.get("leading_frames", 0) :]  # those are the clip's that it goes on from
     manifest = manifest | decoding(residence, replace(writing, chunk=chunk)) | {"output": str(job.output)}
     with atomic_path(sidecar_path(job.output)) as sidecar:  # both or neither
@@ -157,20 +177,20 @@ def finish(source: Path, output: Path, residence: Residence, writing: Writing, l
 
     Raises InputError where they are not ours, or not of this bundle.
     """
-    latents, manifest, _ = read_latents(source)
-    channels = residence.files.configs["vae"]["latent_channels"]
-    if latents.shape[1] != channels:
+    undecoded, _ = read_latents(source)
+    channels, found = residence.files.configs["vae"]["latent_channels"], undecoded.latents.shape[1]
+    if found != channels:
         raise InputError(
-            f"{source.name} holds latents of {latents.shape[1]} channels, and {residence.files.name} decodes {channels}",
-            f"Decode it with the bundle that made it: --bundle {manifest.get('bundle', 'REF')}",
+            f"{source.name} holds latents of {found} channels, and {residence.files.name} decodes {channels}",
+            f"Decode it with the bundle that made it: --bundle {undecoded.manifest.get('bundle', 'REF')}",
         )
-    job = Job(Still(source), int(manifest.get("seed", 0)), output)
+    job = Job(Still(source), int(undecoded.manifest.get("seed", 0)), output)
     listener.begin(job)
-    return write_clip(job, latents, manifest, residence, writing, listener)
+    return write_clip(job, undecoded, residence, writing, listener)
 
 
-def read_latents(source: Path) -> tuple[Tensor, dict[str, Any], str]:
-    """Latents (T, c, h, w), their manifest, and where their bundle was. Raises InputError where it is not ours."""
+def read_latents(source: Path) -> tuple[Undecoded, str]:
+    """What a latents file holds, and where its bundle was. Raises InputError where it is not ours."""
     latents, texts = load_latents(source)
     try:
         manifest = json.loads(texts["manifest"])
@@ -181,7 +201,7 @@ def read_latents(source: Path) -> tuple[Tensor, dict[str, Any], str]:
             f"{source.name} carries no manifest, so its frame rate and bundle are unknown",
             "Give latents that `svd sample` wrote.",
         ) from error
-    return latents, manifest, texts.get("bundle_path", "")
+    return Undecoded(latents, manifest, load_given(source)), texts.get("bundle_path", "")
 
 
 def describe(job: Job, residence: Residence, writing: Writing, told: Told) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Told:
     """for the manifest"""
     picture: npt.NDArray[np.float32] | None = None
     """what the clip begins with, (H, W, 3) in [0, 1]"""
+    given: Mapping[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """frames that are known as pictures (H, W, 3), by number, from which the others may take their detail"""
     lead: Tensor | None = None
     """frames that the clip goes on from, its first ones, scaled latents (n, c, h, w); they are not written"""
     held: Held | None = None
@@ -100,7 +102,8 @@ class Still:
             held = Held(self._mask(residence, picture, sampling), encode_clean(residence, pixels)[0])
             facts |= {"motion_mask": str(self.mask), "moving_share": round(held.mask.mean().item(), 4)}
         conditioning = condition(residence, pixels, [seed], sampling, held.mask if held else None)
-        return Told(conditioning, sampling, facts, fitted, held=held, notes=tuple(picture.notes))
+        given = {0: to_bytes(fitted)}
+        return Told(conditioning, sampling, facts, fitted, given, held=held, notes=tuple(picture.notes))
 
     def _mask(self, residence: Residence, picture: Picture, sampling: Sampling) -> Tensor:
         """(1, h, w) in latents. Raises InputError where it is no picture of that shape."""
@@ -140,13 +143,14 @@ class Continued:
         fitted = np.stack([fit_picture(p, sampling.width, sampling.height, self.fit) for p in pictures])
         knots = residence.files.settings.motion_calibration
         if knots and not self.motion_asked and self.count > 1:
-            score = motion_score(np.rint(fitted * 255).astype(np.uint8), sampling.fps)
+            score = motion_score(to_bytes(fitted), sampling.fps)
             sampling = replace(sampling, motion_bucket=MotionCalibration.from_knots(knots).bucket(score))
         pixels = to_signed(fitted)
         conditioning = condition(residence, pixels[:1], [seed], sampling)
         facts = {"fit": self.fit, "leading_frames": self.count}
         lead = encode_clean(residence, pixels)
-        return Told(conditioning, sampling, facts, fitted[0], lead=lead)
+        given = {self.count - 1: to_bytes(fitted[-1])}
+        return Told(conditioning, sampling, facts, fitted[0], given, lead)
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,11 @@ class Prompt:
 def to_signed(pixels: npt.NDArray[np.float32]) -> Tensor:
     """Pixels (..., H, W, 3) in [0, 1] -> (..., 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pixels).movedim(-1, -3) * 2 - 1
+
+
+def to_bytes(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Pixels in [0, 1] -> 0..255."""
+    return np.rint(pixels * 255).astype(np.uint8)
 
 
 def turned(sampling: Sampling, picture: Picture) -> Sampling:

@@ -21,6 +21,9 @@ Frames = npt.NDArray[np.uint8] | npt.NDArray[np.floating]
 WARP_SIDE = 256
 """Shortest side, in pixels, to which larger clips are shrunk before they are warped."""
 
+ROUNDED = 10 * float(np.log10(12 * 255**2))
+"""PSNR of a picture that is rounded to 256 levels, dB (58.9): nearer than that, frames of a video cannot be told apart."""
+
 _LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)  # BT.709, on the gamma-encoded values
 
 
@@ -38,11 +41,12 @@ def psnr(a: Frames, b: Frames) -> float:
 
 
 def first_frame_psnr(frames: Frames, picture: Frames) -> float:
-    """Clip (T, H, W, 3) and the picture (H, W, 3) it was made from -> PSNR of its first frame, dB.
+    """Clip (T, H, W, 3) and the picture (H, W, 3) it was made from -> PSNR of its first frame, dB, at most ROUNDED.
 
-    How faithful image-to-video is to its input; the VAE's own reconstruction of the picture is its ceiling.
+    How faithful image-to-video is to its input; the VAE's own reconstruction of the picture is its ceiling, unless the
+    picture's own pixels are carried into the clip.
     """
-    return psnr(_clip(frames, 1)[0], picture)
+    return min(psnr(_clip(frames, 1)[0], picture), ROUNDED)
 
 
 def flicker(frames: Frames) -> float:

@@ -132,7 +132,7 @@ def _suggested(task: str, unet: Mapping[str, Any], num_frames: int) -> Settings:
     """How a bundle without `svd.json` is best sampled."""
     if task == "multiview":
         return Settings.sv3d("path" if unet.get("id_widths") else "none")
-    return Settings.default(num_frames)
+    return replace(Settings.default(num_frames), carry_detail=task == "interp")
 
 
 def _open_single(name: str, path: Path) -> BundleFiles:

@@ -32,6 +32,8 @@ class Settings:
     sigma_max: float = 700.0
     temperature: float = 1.0
     """Of the noise that sampling starts from; below 1 a small model is cleaner, and moves less."""
+    carry_detail: bool = False
+    """Whether the given picture's own pixels are carried into the decoded frames: for an autoencoder that loses much of them."""
     leading: int = 0
     """Clean leading frames that it was trained to go on from, at most; 0: none but the picture."""
     motion_calibration: tuple[tuple[float, float], ...] = ()
@@ -83,8 +85,8 @@ def _fits(name: str, value: Any, kind: type) -> bool:
     """Whether a parsed JSON value may stand for a setting: its type, finite, positive where that is
     needed.
     """
-    if kind is str:
-        return isinstance(value, str)
+    if kind in (str, bool):
+        return isinstance(value, kind)
     if kind is tuple:
         return isinstance(value, list) and all(
             isinstance(knot, list) and len(knot) == 2 and all(_is_number(n) for n in knot) for knot in value

@@ -204,6 +204,10 @@ class GivenTask(DiffusionTask):
 class GivenFramesTask(GivenTask, VideoTask):
     """Those of them that make clips."""
 
+    carry_detail: bool = False
+    """whether the bundle suggests to carry the given frames' own pixels along the clip's motion into its decoded frames: for
+    an autoencoder that loses much of them"""
+
 
 class ImageToVideoTask(GivenFramesTask):
     """Train the UNet and the image encoder to continue a frame (SVD paper §4.2, app. D.4).
@@ -252,6 +256,7 @@ class InterpolationTask(GivenFramesTask):
     p_mean: float = 1.0
     p_std: Annotated[float, Field(gt=0)] = 1.2
     guidance: str = "1.0"
+    carry_detail: bool = True
     blend: bool = False
     """what stands in the place of the frames that are to be found: the learned latent alone, as in the paper, or
     added to the blend of the given frames"""

@@ -126,7 +126,8 @@ class GivenFrames(Given, ClipTask):
 
     def settings(self) -> Settings:
         num_frames = self.network.unet.config.num_frames
-        return self.suggested(self.task.kind, self.task, num_frames, self.usual_fps())  # type: ignore[attr-defined]
+        settings = self.suggested(self.task.kind, self.task, num_frames, self.usual_fps())  # type: ignore[attr-defined]
+        return replace(settings, carry_detail=self.task.carry_detail)
 
     def export(self, network: Any, folder: Path, recipe_text: str) -> None:
         self.save(network, replace(self.settings(), recipe=recipe_text), self.calibration, folder)
