@@ -23,6 +23,7 @@ from svdcli.data.camera import Kind, move
 from svdcli.data.camera_class import Class, camera_class
 from svdcli.data.footage import cover
 from svdcli.data.reader import Corrupt, open_reader
+from svdcli.engine.detail import carry_detail
 from svdcli.engine.generate import Sampling, decode, generate
 from svdcli.engine.latents import to_pixels
 from svdcli.engine.memory import Residence
@@ -100,7 +101,7 @@ def make(taught: Taught, videos: Path, work: Path) -> None:
 
 
 def samples(pictures: list[Frames], lora: Path | None) -> list[Frames]:
-    """A clip of each picture, of its size, with a LoRA or without."""
+    """A clip of each picture, of its size, with a LoRA or without, as `svd sample` makes it."""
     files = open_bundle("nano")
     if lora:
         files = replace(files, loras=(open_lora(lora, 1.0, files),))
@@ -108,7 +109,8 @@ def samples(pictures: list[Frames], lora: Path | None) -> list[Frames]:
     height, width = pictures[0].shape[:2]
     sampling = replace(Sampling.of(files.settings), num_frames=LENGTH, width=width, height=height)
     clips = [generate(residence, to_pixels(p[None]), [i], sampling)[0] for i, p in enumerate(pictures)]
-    return [decode(residence, latents, None, 0)[0] for latents in clips]
+    decoded = [decode(residence, latents, None, 0)[0] for latents in clips]
+    return [carry_detail(frames, {0: p}) for frames, p in zip(decoded, pictures, strict=True)]
 
 
 def measure(taught: Taught, videos: Path, work: Path, lora: Path, size: Size) -> None:

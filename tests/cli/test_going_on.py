@@ -48,10 +48,11 @@ def test_a_clip_goes_on(svd: Svd) -> None:
     assert code == 0 and len(read_video("own.mp4")[0]) == 1, err  # of the bundle's own four, three are known
 
 
+@pytest.mark.parametrize("detail", ["--carry-detail", "--no-carry-detail"])
 def test_its_latents_are_decoded_to_the_same(
-    svd: Svd, capsys: pytest.CaptureFixture[str], quick_bundle_path: Path
+    svd: Svd, capsys: pytest.CaptureFixture[str], quick_bundle_path: Path, detail: str
 ) -> None:
-    how = ("clip.mp4", "--continue", "--frames", 3, "--fps", 6)
+    how = ("clip.mp4", "--continue", "--frames", 3, "--fps", 6, detail)
     assert svd(*how, "-o", "a", "--format", "png")[0] == 0 and svd(*how, "-o", "c.safetensors")[0] == 0
     assert (
         main(["decode", "c.safetensors", "-o", "b", "--format", "png", "--bundle", str(quick_bundle_path)])
@@ -73,6 +74,8 @@ def test_a_mask_is_recorded(svd: Svd) -> None:
         (("--continue",), 2, "--continue goes on from clips"),
         (("clip.mp4", "--continue", "--prompt", "a cat"), 2, "--continue goes on from clips"),
         (("cat.png", "--continue"), 4, "cat.png is a still picture, not a video"),
+        (("-p", "a boat", "--carry-detail"), 2, "--carry-detail carries a picture's detail, and words have none"),
+        (("clip.mp4", "--orbit", "--carry-detail"), 2, "--orbit and --carry-detail do not go together"),
         (("clip.mp4", "--continue", "--interpolate"), 2, "--interpolate and --continue do not go together"),
         (("clip.mp4", "--continue", "--fps", 0.5), 4, "clip.mp4 is shorter than the 3 frames at 0.5 a second"),
         (("clip.mp4", "--continue", "--motion-mask", "mask.png"), 2, "--motion-mask says what of a picture moves"),

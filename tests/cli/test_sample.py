@@ -228,13 +228,15 @@ def test_every_memory_mode_writes_the_same_file(svd: Svd, picture: Path) -> None
 def test_every_option_reaches_the_manifest(svd: Svd, picture: Path) -> None:
     code, _, err = svd(
         picture, "--frames", 3, "--fps", 11.5, "--motion", 300, "--augment", 0.2, "--steps", 3, "--sampler", "heun",
-        "--schedule", "500,20,1", "--guidance", "triangle:1:2", "--churn", 1, "--temperature", 0.75, "--seed", 8, "--fit", "pad",
+        "--schedule", "500,20,1", "--guidance", "triangle:1:2", "--churn", 1, "--temperature", 0.75, "--carry-detail",
+        "--seed", 8, "--fit", "pad",
         "--dtype", "float32", "--device", "cpu", "--decode-chunk", 2, "--decode-overlap", 0, "-o", "a.mp4",
     )  # fmt: skip
     assert code == 0, err
     expected = {
         "num_frames": 3, "fps": 11.5, "motion_bucket": 300.0, "augment": 0.2, "sampler": "heun",
-        "schedule": "500,20,1", "guidance": "triangle:1:2", "s_churn": 1.0, "temperature": 0.75, "seed": 8, "fit": "pad",
+        "schedule": "500,20,1", "guidance": "triangle:1:2", "s_churn": 1.0, "temperature": 0.75, "carry_detail": True,
+        "seed": 8, "fit": "pad",
         "dtype": "float32", "device": "cpu", "decode_chunk": 2, "decode_overlap": 0, "sigmas": [500, 20, 1, 0],
         "guidance_scales": [1, 2, 1], "vector_ids": [10.5, 300.0, 0.2],
     }  # fmt: skip

@@ -190,6 +190,7 @@ def test_it_learns_what_lies_between(make_interp: Callable[..., Interpolation]) 
 
 
 def test_from_nothing_it_begins_as_a_cross_fade(recipe_in: Make, trained_vae: Path) -> None:
+    torch.manual_seed(0)
     shape = {"block_out_channels": [48, 64], "norm_num_groups": 4, "blend": True}
     recipe = recipe_in(trained_vae / "fade", {"run.batch_size": 1}, TASK | shape | {"vae": str(trained_vae)})
     task = make_task(recipe, CPU, trained_vae / "cache")
@@ -205,7 +206,7 @@ def test_from_nothing_it_begins_as_a_cross_fade(recipe_in: Make, trained_vae: Pa
         f = task.network(noisy / scale, torch.tensor([0.25 * np.log(sigma)]), batch, zeros, torch.ones(1, 2))
     found = noisy / scale**2 - sigma / scale * f
     error, spread = (found - fade).square().mean().sqrt(), fade.std()
-    assert error < 0.25 * spread
+    assert error < 0.35 * spread  # .25 to .30 by the draw of the other weights; without the start 1
 
 
 def test_starts_keep_what_the_network_could_do(
@@ -297,18 +298,23 @@ def test_given_frames_stay_and_pairs_do_not_mind_each_other(residence: Residence
     assert len({frame.tobytes() for frame, _ in together}) == 13
 
 
-def test_detail_is_carried_from_the_given_frames() -> None:
-    """What lies still keeps all of it; in between it fades from one to the other."""
-    ends, decoded = torch.rand(1, 2, 3, 8, 8), torch.rand(1, 5, 3, 8, 8)
-    found = engine.with_detail(decoded, ends)
-    torch.testing.assert_close(found[:, [0, -1]], ends)
-    lost = ends - decoded[:, [0, -1]]
-    torch.testing.assert_close(found[:, 2] - decoded[:, 2], lost.mean(1))
-    still = torch.rand(1, 1, 3, 8, 8)
-    soft = still.expand(1, 5, 3, 8, 8) * 0.5
-    torch.testing.assert_close(
-        engine.with_detail(soft, still.expand(1, 2, 3, 8, 8)), still.expand(1, 5, 3, 8, 8)
-    )
+def test_detail_is_carried_from_both_given_frames(
+    residence: Residence, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def carry(frames: np.ndarray, pictures: Any) -> np.ndarray:
+        given.append(pictures)
+        return np.full_like(frames, 7)
+
+    monkeypatch.setattr(engine, "carry_detail", carry)
+    plain = Sampling.of(residence.files.settings)
+    sampling = replace(plain, carry_detail=True)
+    pairs = np.stack([clip[[0, 1]], clip[[1, 2]]])[:, :, :24, :32]
+    assert not np.all(engine.interpolate(residence, pairs, [60.0] * 2, [1, 2], plain) == 7) and not given
+    assert np.all(engine.interpolate(residence, pairs, [60.0] * 2, [1, 2], sampling) == 7)
+    for pair, pictures in zip(pairs, given, strict=True):
+        assert set(pictures) == {0, 4} and all(np.array_equal(pictures[4 * i], pair[i]) for i in (0, 1))
 
 
 def test_windows_hold_no_more_than_their_pairs() -> None:

@@ -152,20 +152,36 @@ def test_other_kinds_carry_the_manifest_too(
     assert files_beside(job.output) == {job.output.name, "out.json"}
 
 
+@pytest.mark.parametrize("carry", [False, True])
 def test_latents_are_an_output_and_svd_decode_reads_them(
-    job: Job, residence: Residence, sampling: Sampling, ear: Ear
+    job: Job, residence: Residence, sampling: Sampling, ear: Ear, carry: bool
 ) -> None:
+    """With all that it takes: the picture too, where its detail is to be carried."""
+    sampling = replace(sampling, carry_detail=carry)
     stored = replace(job, output=job.output.with_suffix(".safetensors"))
     (clip,) = produce([stored], residence, sampling, replace(MP4, kind="latents", preview=True), ear)
     assert clip.frames is None and files_beside(job.output) == {"out.safetensors", "out.json"}
-    latents, manifest, bundle_path = read_latents(stored.output)
-    assert latents.shape == (4, 4, 12, 16) and manifest == clip.manifest
+    undecoded, bundle_path = read_latents(stored.output)
+    assert undecoded.latents.shape == (4, 4, 12, 16) and undecoded.manifest == clip.manifest
+    assert list(undecoded.given) == [0] * carry
     assert Path(bundle_path) == residence.files.path.resolve()
     finished = finish(stored.output, job.output, residence, MP4, ear)
     (direct,) = produce(
         [replace(job, output=job.output.with_name("direct.mp4"))], residence, sampling, MP4, ear
     )
     assert finished.frames is not None and np.array_equal(finished.frames, direct.frames)
+
+
+def test_a_clip_begins_with_the_picture_where_its_detail_is_carried(
+    job: Job, residence: Residence, sampling: Sampling, ear: Ear
+) -> None:
+    (carried,) = produce([job], residence, replace(sampling, carry_detail=True), MP4, ear)
+    other = replace(job, output=job.output.with_name("plain.mp4"))
+    (plain,) = produce([other], residence, sampling, MP4, ear)
+    assert carried.picture is not None and carried.frames is not None and plain.frames is not None
+    picture = np.rint(carried.picture * 255)
+    assert np.array_equal(carried.frames[0], picture) and not np.array_equal(plain.frames[0], picture)
+    assert carried.manifest["carry_detail"] and not plain.manifest["carry_detail"]
 
 
 def test_several_jobs_come_one_after_another(

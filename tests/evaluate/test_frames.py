@@ -45,6 +45,12 @@ def test_first_frame_is_the_one_compared() -> None:
     )
 
 
+def test_a_first_frame_that_is_the_picture_counts_as_rounded() -> None:
+    clip = constant(100, 0, 255)
+    assert first_frame_psnr(clip, clip[0]) == pytest.approx(58.92, abs=0.01)
+    assert psnr(clip, clip) == float("inf")
+
+
 def test_psnr_refuses_other_sizes() -> None:
     with pytest.raises(InputError):
         first_frame_psnr(constant(1, 2), np.zeros((9, 8, 3), np.uint8))

@@ -3,12 +3,13 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from svdcli.errors import InputError, MachineError
-from svdcli.io.latents import load_latents, save_latents
+from svdcli.io.latents import load_given, load_latents, save_latents
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -20,6 +21,22 @@ def test_round_trip(tmp_path, dtype):
     assert loaded.dtype == dtype and torch.equal(loaded, latents)
     assert metadata == {"manifest": '{"seed": 1}', "name": "Käse"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["cat.safetensors"]
+
+
+def test_given_pictures_lie_beside_the_latents(tmp_path):
+    path, rng = tmp_path / "cat.safetensors", np.random.default_rng(0)
+    given = {0: rng.integers(0, 255, (4, 6, 3)).astype(np.uint8), 12: np.zeros((4, 6, 3), np.uint8)}
+    save_latents(path, torch.ones(13, 4, 2, 2), {"a": "b"}, given)
+    latents, metadata = load_latents(path)
+    found = load_given(path)
+    assert latents.shape == (13, 4, 2, 2) and metadata == {"a": "b"}
+    assert list(found) == [0, 12] and all(np.array_equal(found[frame], given[frame]) for frame in given)
+    save_latents(path, latents, {})
+    assert load_given(path) == {}
+    for frame, picture in (("x", given[0]), (0, given[0][0]), (0, given[0].astype(np.float32))):
+        save_latents(path, latents, {}, {frame: picture})
+        with pytest.raises(InputError, match="is no picture"):
+            load_given(path)
 
 
 def test_loaded_latents_outlive_the_file(tmp_path):

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from svdcli.errors import InputError
+
 Frame = npt.NDArray[np.uint8]
 Frames = npt.NDArray[np.uint8]
 Flow = npt.NDArray[np.float32]
@@ -37,7 +39,15 @@ def carry_detail(frames: Frames, given: Mapping[int, Frame]) -> Frames:
 
     A given frame becomes its picture, to the bit. Any other is, where it is explained by moving the decoded frame at the nearest
     given one before or after, that picture moved the same way; between two given ones they share it by their distance in time.
+    Raises InputError where a picture is of another size.
     """
+    for picture in given.values():
+        if picture.shape != frames.shape[1:]:
+            (height, width), (rows, columns) = frames.shape[1:3], picture.shape[:2]
+            raise InputError(
+                f"The decoded frames are {width}x{height}, and the given picture is {columns}x{rows}.",
+                "Decode them with the bundle that made them.",
+            )
     at = sorted(given)
     found = frames.astype(np.float32)
     for index in at:

@@ -61,10 +61,17 @@ def load_latents(path: str | Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def load_given(path: str | Path) -> dict[int, npt.NDArray[np.uint8]]:
-    """The pictures (H, W, 3) in a latents file that `load_latents` has read, by frame."""
+    """The pictures (H, W, 3) in a latents file that `load_latents` has read, by frame. Raises InputError where they are none."""
     with safetensors.safe_open(path, framework="np") as stored:
         keys = [key for key in stored.keys() if key.startswith(_GIVEN)]  # noqa: SIM118 - not a dict
-        return {int(key.removeprefix(_GIVEN)): stored.get_tensor(key).copy() for key in keys}
+        given = {key.removeprefix(_GIVEN): stored.get_tensor(key).copy() for key in keys}
+    for frame, picture in given.items():
+        if not frame.isdecimal() or picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise InputError(
+                f"{_GIVEN}{frame} in {path} is no picture.",
+                "Give a file that `svd sample` saved before decoding.",
+            )
+    return {int(frame): picture for frame, picture in given.items()}
 
 
 def _named(keys: list[str]) -> str:
