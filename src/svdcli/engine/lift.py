@@ -24,7 +24,7 @@ from svdcli.engine.interpolate import interpolate, pair_motion_score
 from svdcli.engine.memory import Residence
 from svdcli.errors import InputError
 from svdcli.io.files import atomic_path
-from svdcli.io.images import Fit, Picture, fit_picture, read_picture
+from svdcli.io.images import Fit, Picture, fit_picture, read_picture, to_bytes
 from svdcli.io.manifest import manifest_text, sidecar_path, versions, write_manifest
 from svdcli.io.timed import Frame, Timed, TimedVideo, write_timed
 from svdcli.io.video import Kind
@@ -141,11 +141,6 @@ class Pictures:
 
     def cuts(self) -> list[int]:
         return []
-
-
-def to_bytes(pixels: npt.NDArray[np.float32]) -> Frame:
-    """(H, W, 3) in [0, 1] -> uint8."""
-    return np.rint(pixels * 255).astype(np.uint8)
 
 
 # ---- the frames

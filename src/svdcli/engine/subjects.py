@@ -21,7 +21,7 @@ from svdcli.data.motion import MotionCalibration, motion_score
 from svdcli.engine.generate import Sampling, condition, condition_on_prompts, encode_clean
 from svdcli.engine.memory import Residence
 from svdcli.errors import InputError
-from svdcli.io.images import Fit, Picture, fit_picture, read_picture
+from svdcli.io.images import Fit, Picture, fit_picture, read_picture, to_bytes
 from svdcli.io.timed import last_frames, open_timed
 from svdcli.model.conditioning import Conditioning
 
@@ -177,11 +177,6 @@ class Prompt:
 def to_signed(pixels: npt.NDArray[np.float32]) -> Tensor:
     """Pixels (..., H, W, 3) in [0, 1] -> (..., 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pixels).movedim(-1, -3) * 2 - 1
-
-
-def to_bytes(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Pixels in [0, 1] -> 0..255."""
-    return np.rint(pixels * 255).astype(np.uint8)
 
 
 def turned(sampling: Sampling, picture: Picture) -> Sampling:

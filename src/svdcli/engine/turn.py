@@ -19,7 +19,7 @@ from svdcli.engine.memory import Residence
 from svdcli.engine.orbit import condition_orbits
 from svdcli.engine.produce import Clip
 from svdcli.engine.subjects import Told
-from svdcli.io.images import fit_picture, read_picture, write_png
+from svdcli.io.images import fit_picture, read_picture, to_bytes, write_png
 from svdcli.io.sheet import contact_sheet
 from svdcli.model.settings import Settings
 from svdcli.multiview.cameras import Cameras, Orbit
@@ -103,8 +103,7 @@ def write_turn(clip: Clip, settings: Settings) -> list[Path]:
     """
     assert clip.frames is not None and clip.picture is not None and isinstance(clip.job.subject, Object)
     folder, path = clip.job.output.parent, clip.job.subject.path
-    given = np.rint(clip.picture * 255).astype(np.uint8)
-    views = [*clip.frames[:-1], given]
+    views = [*clip.frames[:-1], to_bytes(clip.picture)]
     facts = {"generated_by": clip.manifest["bundle"], "seed": clip.job.seed, "picture": clip.job.subject.name}
     write_views(folder, views, cameras_of(path, settings), facts)
     write_png(folder / SHEET, sheet_of(np.stack(views), path.orbit))

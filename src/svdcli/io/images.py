@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from svdcli.errors import InputError
@@ -149,6 +150,11 @@ def fit_picture(picture: Picture, width: int, height: int, how: Fit) -> np.ndarr
     if how == "pad":
         return pad(pixels, width, height)
     raise ValueError(f"unknown fit {how!r}")
+
+
+def to_bytes(pixels: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """Pixels in [0, 1], of any shape -> 0..255, rounded."""
+    return np.asarray(np.rint(pixels * 255), np.uint8)
 
 
 def write_png(path: str | Path, pixels: np.ndarray, text: Mapping[str, str] | None = None) -> None:

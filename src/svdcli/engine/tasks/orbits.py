@@ -21,7 +21,7 @@ from svdcli.data.dataset import held_apart, is_wanted
 from svdcli.data.footage import Frames, Size, Video
 from svdcli.engine.orbit import FPS
 from svdcli.errors import InputError
-from svdcli.io.images import fit_picture, read_picture
+from svdcli.io.images import fit_picture, read_picture, to_bytes
 from svdcli.multiview.cameras import Cameras, Orbit
 from svdcli.multiview.items import INDEX
 from svdcli.multiview.transforms import NAME, picture_path, read_transforms
@@ -145,7 +145,7 @@ class Orbits:
         views = []
         for number in self.numbers(video, numbers):
             picture = read_picture(picture_path(turn.folder, turn.images[number]), under)
-            views.append(np.rint(fit_picture(picture, *self._size, "crop") * 255).astype(np.uint8))
+            views.append(to_bytes(fit_picture(picture, *self._size, "crop")))
         taken = np.stack(views)
         return taken[:, :, ::-1] if self._sides[video.start].mirrored else taken
 

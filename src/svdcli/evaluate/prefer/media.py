@@ -10,7 +10,7 @@ import numpy as np
 from svdcli.data.reader import Corrupt
 from svdcli.errors import InputError
 from svdcli.evaluate.videos import Clip, read_whole
-from svdcli.io.images import read_picture, write_png
+from svdcli.io.images import read_picture, to_bytes, write_png
 from svdcli.io.video import write_video
 
 _PLAYABLE = {"mp4": {"h264", "av1", "vp9"}, "webm": {"vp8", "vp9", "av1"}}
@@ -73,7 +73,7 @@ def _remux(video: Path, target: Path) -> None:
 def blind_picture(picture: Path, folder: Path, name: str) -> Path:
     """The picture as a png called `name`, without its texts. Raises InputError."""
     target = folder / f"{name}.png"
-    write_png(target, np.rint(read_picture(picture).pixels * 255).astype(np.uint8))
+    write_png(target, to_bytes(read_picture(picture).pixels))
     return target
 
 
