@@ -86,9 +86,10 @@ def trusted(frame: Frame, other: Frame, flow: Flow) -> npt.NDArray[np.float32]:
 
 
 def moved(frame: Frame, flow: Flow) -> npt.NDArray[np.float32]:
-    """A frame (H, W, 3), each pixel fetched from where the flow (H, W, 2) points; edges are repeated."""
+    """A frame (H, W, 3), each pixel fetched from where the flow (H, W, 2) points, by cubic curves, as straight lines would
+    blur; edges are repeated."""
     x, y = _places(flow)
-    found = cv2.remap(frame.astype(np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found = cv2.remap(frame.astype(np.float32), x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(found, np.float32)
 
 
