@@ -1,7 +1,7 @@
 """The multi-view bundle that ships: an object from all around.
 
-Nearer to the truth than the given picture it is for objects that look different from other sides, two of which are tried here;
-over all that were held out it is not, see its card.
+Nearer to the truth than the given picture it is above all for objects that look different from other sides, two of which are
+tried here; over all that were held out by a little, see its card.
 """
 
 from __future__ import annotations
