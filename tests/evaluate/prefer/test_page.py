@@ -70,7 +70,7 @@ class Served:
 
     def end(self, how: signal.Signals) -> tuple[int, str]:
         self.process.send_signal(how)
-        stdout, _ = self.process.communicate(timeout=20)
+        stdout, _ = self.process.communicate(timeout=60)
         return self.process.returncode, stdout
 
 
